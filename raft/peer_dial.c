@@ -245,18 +245,14 @@ static void on_connected(struct peer_link *l)
 
 /* --- greeting ------------------------------------------------------------------------------- */
 
-/* What is wrong with the answer; NULL: nothing. */
-static const char *answer_fault(const struct peer_link *l, const struct peer_hello *h)
+/* Why whoever answered is not the process that we want; NULL: he is. */
+static const char *stranger(const struct peer_link *l, const struct peer_hello *h)
 {
-    const struct peer_tcp *t = l->t;
-    /* Where a refusal and what it is about agree, the refusal is the clearer sentence. */
-    if (h->answer != PEER_WELCOME)
-        return peer_answer_text(h->answer);
-    if (h->cluster_id != t->cluster_id)
+    if (h->cluster_id != l->t->cluster_id)
         return peer_answer_text(PEER_REFUSED_CLUSTER);
     if (h->sender != l->m->id)
         return peer_answer_text(PEER_REFUSED_RECEIVER);
-    if (h->receiver != t->id || h->channel != l->channel)
+    if (h->receiver != l->t->id || h->channel != l->channel)
         return "its answer was meant for somebody else";
     if (h->boot < l->m->boot)
         return "an earlier start of this member answers: who else uses its id?";
@@ -284,9 +280,7 @@ static void come_up(struct peer_link *l, uint64_t boot)
     m->trouble = NULL;
     m->reconnects += l->was_up;
     l->was_up = true;
-
-    peer_member_heard(m, boot);
-    if (m->removed || !both_up(m))
+    if (!both_up(m))
         return;
     krd_info("peer connected", "peer=%" PRIu64 " address=\"%s\" boot=%" PRIu64, m->id, m->address,
              boot);
@@ -316,9 +310,16 @@ static void on_answer(struct peer_link *l)
         turned_away(l, "whoever answers there is not a member of any cluster");
         return;
     }
-    const char *fault = answer_fault(l, &h);
-    if (fault != NULL)
-        turned_away(l, fault);
+    const char *why = stranger(l, &h);
+    if (why != NULL) {
+        turned_away(l, why);
+        return;
+    }
+    peer_member_heard(l->m, h.boot); /* even if it refuses us, that is what answers there */
+    if (l->m->removed || l->state != LINK_GREETING)
+        return; /* a callback wanted it so */
+    if (h.answer != PEER_WELCOME)
+        turned_away(l, peer_answer_text(h.answer));
     else
         come_up(l, h.boot);
 }
