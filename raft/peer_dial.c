@@ -347,9 +347,13 @@ void peer_link_hurry(struct peer_link *l)
     uint64_t now = l->t->now_ms;
     if (l->state != LINK_WAITING)
         return;
-    if (l->at_once_ms != 0 && now - l->at_once_ms < PEER_AT_ONCE_MS)
+    if (now - l->at_once_ms >= PEER_AT_ONCE_MS) {
+        l->at_once_ms = now;
+        l->at_once = 0;
+    }
+    if (l->at_once == PEER_AT_ONCE_MAX)
         return;
-    l->at_once_ms = now;
+    l->at_once++;
     l->eager = PEER_EAGER_DIALS;
     l->backoff_ms = 0; /* if nobody listens there now, somebody soon may */
     peer_link_dial(l);

@@ -23,9 +23,10 @@
 #define PEER_HELLO_MS 5000
 /* Bytes that were sent and not acknowledged by TCP for so long end a connection. */
 #define PEER_UNACKED_MS 10000
-/* Dials without back-off after a loss are at least so far apart: a connection that breaks each
- * time it is used does not turn into a storm. */
-#define PEER_AT_ONCE_MS 100
+/* Dials of one link that do without back-off, because something has happened: so many in so long. A
+ * connection that breaks each time it is used does not turn into a storm. */
+#define PEER_AT_ONCE_MAX 16
+#define PEER_AT_ONCE_MS  1000
 /* How often an answer is sought at once when a dial after a loss is reset: a dying process closes
  * its listening socket and its connections one after the other. */
 #define PEER_EAGER_DIALS 3
@@ -61,7 +62,8 @@ struct peer_link {
     size_t answer_len;
     uint64_t boot;       /* of the process that answered */
     uint64_t up_ms;      /* when it came up last */
-    uint64_t at_once_ms; /* when it was dialled last without back-off */
+    uint64_t at_once_ms; /* since when at_once counts */
+    int at_once;         /* dials without back-off */
     uint32_t backoff_ms; /* the last one; 0: a connection has worked since */
     int eager;           /* dials at once that are left after a loss */
     bool was_up;         /* ever */
@@ -151,7 +153,7 @@ void peer_link_init(struct peer_link *l, struct peer_member *m, enum peer_channe
 void peer_link_deinit(struct peer_link *l);
 /* Starts an attempt now; whatever it was doing ends without a word to anybody. */
 void peer_link_dial(struct peer_link *l);
-/* Dials it now if it waits and was not dialled at once just before. */
+/* Dials it now if it waits, unless that has been done too often lately. */
 void peer_link_hurry(struct peer_link *l);
 /* It is up, but its process is known to be gone: closes it, calls down and dials anew. */
 void peer_link_abandon(struct peer_link *l);
