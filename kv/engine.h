@@ -19,10 +19,12 @@ struct kv_engine_options {
     size_t cache_bytes, write_buffer_bytes;
 };
 
-/* LevelDB. After an unclean stop recover_logs (ldb_recover.h) has run inside. */
+/* LevelDB. After an unclean stop ldb_recover has run inside. KRD_CORRUPT: damaged in a way that no
+ * crash explains, nothing was changed. KRD_IO: the disk, or another process has it open. *err is
+ * krd_alloc'd, set unless KRD_OK. */
 KRD_MUST_CHECK enum krd_status kv_engine_open(const struct kv_engine_options *o,
                                               struct kv_engine **out, char **err);
-void kv_engine_close(struct kv_engine *e); /* syncs first: a clean stop */
+void kv_engine_close(struct kv_engine *e); /* syncs first: a clean stop; takes NULL */
 
 struct kv_engine_batch *kv_engine_batch_create(struct kv_engine *e);
 void kv_engine_batch_put(struct kv_engine_batch *b, struct slice key, struct slice value);
@@ -34,6 +36,9 @@ void kv_engine_write(struct kv_engine *e, struct kv_engine_batch *b);
 /* Everything written before the call is durable after it. Failure is fatal. */
 void kv_engine_checkpoint(struct kv_engine *e);
 
+/* A fixed state. Used by one thread at a time, for gets (each costs a seek) and one iterator at a
+ * time; the latter never fills the cache. Waits for a write under way. Holds memtables and files,
+ * so it should not live long. */
 struct kv_engine_snapshot *kv_engine_snapshot(struct kv_engine *e);
 void kv_engine_snapshot_release(struct kv_engine *e, struct kv_engine_snapshot *s);
 
@@ -42,7 +47,7 @@ bool kv_engine_get(struct kv_engine *e, struct kv_engine_snapshot *snap, struct 
                    struct slice *value);
 void kv_engine_free(struct slice value);
 
-/* fill_cache false for scans. */
+/* Shows the state of the moment, or the snapshot's. fill_cache false for scans. Seek it first. */
 struct kv_engine_iter *kv_engine_iter_create(struct kv_engine *e, struct kv_engine_snapshot *snap,
                                              bool fill_cache);
 void kv_engine_iter_seek(struct kv_engine_iter *it, struct slice key);          /* first >= key */

@@ -19,20 +19,29 @@
  * before we opened the file. The data then lives in the memtable only; a crash shows as a store
  * that ends before its checkpoint, which kv_open refuses.
  *
- * A clean stop leaves the file CLEAN, written after the last sync and removed, durably, before
- * LevelDB is opened again. LevelDB leaves names that it does not know alone.
+ * A clean stop leaves the file CLEAN, written after the last sync; the next opening checks with it
+ * that nothing was lost since, and removes it, durably, before LevelDB writes. LevelDB leaves names
+ * that it does not know alone. Without it the pass of ldb_recover.h runs first.
+ *
+ * No snapshots of LevelDB's. While one is held, compaction keeps several versions of a key and may
+ * put them into neighbouring files of a level. Version 1.23 can then compact the file with a
+ * deletion without the file with the value that it deleted: the value comes back (LevelDB's issue
+ * 887, mended after 1.23). Where compaction keeps one version a key this cannot happen, and
+ * iterators do not stop it from doing so: they hold on to files instead.
  *
  * Failures: whatever LevelDB reports once it is open ends the process (krd_fatal); the state is
  * rebuilt by replaying the log from the last checkpoint. Opening reports to the caller. */
 #include "kv/engine.h"
 #include "base/log.h"
 #include "base/vfs.h"
+#include "kv/ldb_recover.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <leveldb/c.h>
-#include <stdlib.h>
+#include <pthread.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define MARKER "CLEAN"
 static const char marker_text[] = "kvraftd stopped cleanly; everything in here is on disk\n";
@@ -51,20 +60,24 @@ struct kv_engine {
     leveldb_filterpolicy_t *filter;
     leveldb_readoptions_t *read, *scan; /* scan does not fill the cache */
     leveldb_writeoptions_t *write;
+    pthread_mutex_t writing; /* held by whoever writes, or needs that nobody does */
 };
 
 struct kv_engine_batch {
     leveldb_writebatch_t *b;
 };
 
+/* An iterator shows the state of the moment it was made. Those of a snapshot are made while nobody
+ * writes, and so show the same state. See "No snapshots of LevelDB's" above. */
 struct kv_engine_snapshot {
-    const leveldb_snapshot_t *snap;
-    leveldb_readoptions_t *read, *scan;
+    leveldb_iterator_t *gets, *range;
+    bool lent; /* range, to a struct kv_engine_iter */
 };
 
 struct kv_engine_iter {
     leveldb_iterator_t *it;
-    const char *dir; /* for messages; the engine's */
+    struct kv_engine_snapshot *owner; /* of it; NULL: its own */
+    const char *dir;                  /* for messages; the engine's */
 };
 
 /* LevelDB gets no NULL: its slices compare and copy whatever they are given. */
@@ -75,20 +88,19 @@ static const char *bytes(struct slice s)
 
 static KRD_NORETURN void fatal(const char *dir, const char *what, const char *why)
 {
-    krd_fatal("kv: %s failed in %s: %s. Check the disk (free space, kernel messages) and start the "
-              "node again: it replays its log. Should this repeat, move the directory away; the "
-              "node then takes the state from its peers.",
+    krd_fatal("reason=\"%s failed\" dir=%s error=\"%s\" help=\"check the disk (free space, kernel "
+              "messages) and start the node again: it replays its log; should this repeat, move "
+              "the directory away and the node takes the state from its peers\"",
               what, dir, why);
 }
 
 /* --- Opening and closing -------------------------------------------------------------------- */
 
-static leveldb_readoptions_t *read_options(bool fill_cache, const leveldb_snapshot_t *snap)
+static leveldb_readoptions_t *read_options(bool fill_cache)
 {
     leveldb_readoptions_t *o = leveldb_readoptions_create();
     leveldb_readoptions_set_verify_checksums(o, 1);
     leveldb_readoptions_set_fill_cache(o, fill_cache);
-    leveldb_readoptions_set_snapshot(o, snap);
     return o;
 }
 
@@ -105,8 +117,8 @@ static void set_options(struct kv_engine *e, const struct kv_engine_options *o)
     leveldb_options_set_write_buffer_size(e->options, o->write_buffer_bytes);
     leveldb_options_set_max_open_files(e->options, MAX_OPEN_FILES);
     leveldb_options_set_max_file_size(e->options, TABLE_BYTES);
-    e->read = read_options(true, NULL);
-    e->scan = read_options(false, NULL);
+    e->read = read_options(true);
+    e->scan = read_options(false);
     e->write = leveldb_writeoptions_create(); /* sync is 0 by default */
 }
 
@@ -120,6 +132,7 @@ static void engine_free(struct kv_engine *e)
     leveldb_options_destroy(e->options);
     leveldb_filterpolicy_destroy(e->filter);
     leveldb_cache_destroy(e->cache);
+    pthread_mutex_destroy(&e->writing);
     krd_free(e->dir);
     krd_free(e);
 }
@@ -136,16 +149,62 @@ static int make_dir(const struct krd_vfs *v, const char *dir)
     return r;
 }
 
-/* Whether the last stop was clean. From here on it counts as unclean. */
-static int take_marker(const struct krd_vfs *v, const char *dir, bool *clean)
+/* KRD_OK when no other process has the store open: the recovery pass must not cut under its feet.
+ * The lock is LevelDB's own file; LevelDB takes it for good when it opens. */
+static enum krd_status check_unlocked(const char *dir, char **err)
 {
+    char *path = krd_asprintf("%s/LOCK", dir);
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    enum krd_status st = KRD_OK;
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd >= 0 && fcntl(fd, F_GETLK, &whole) == 0 && whole.l_type != F_UNLCK) {
+        *err = krd_asprintf("%s: held by process %ld", path, (long)whole.l_pid);
+        st = KRD_IO;
+    }
+    if (fd >= 0)
+        close(fd);
+    krd_free(path);
+    return st;
+}
+
+static bool has_marker(const struct krd_vfs *v, const char *dir)
+{
+    struct krd_file *f;
+    char *path = krd_asprintf("%s/%s", dir, MARKER);
+    bool there = v->open(v->ctx, path, KRD_OPEN_READ, &f) == 0;
+    if (there)
+        v->close(f);
+    krd_free(path);
+    return there;
+}
+
+/* The directory in a state that LevelDB may open; from here on the stop counts as unclean. The
+ * marker goes last: what is damaged in spite of it must still be called so the next time. */
+static enum krd_status prepare(const struct krd_vfs *v, const char *dir, char **err)
+{
+    struct ldb_cut cut;
+    bool clean = has_marker(v, dir);
+    enum krd_status st = check_unlocked(dir, err);
+    if (st == KRD_OK)
+        st = ldb_recover(v, dir, clean, &cut, err);
+    if (st != KRD_OK)
+        return st;
+    if (cut.logs)
+        krd_warn("store cut back after an unclean stop; the log is replayed from there",
+                 "dir=%s log=%" PRIu64 " offset=%" PRIu64 " lost_bytes=%" PRIu64
+                 " lost_files=%u found=\"%s\"",
+                 dir, cut.log_number, cut.offset, cut.lost_bytes, cut.lost_files, cut.why);
+    if (cut.manifest)
+        krd_warn("store: an unfinished edit of the MANIFEST was cut off", "dir=%s", dir);
     char *path = krd_asprintf("%s/%s", dir, MARKER);
     int r = v->unlink(v->ctx, path);
     krd_free(path);
-    *clean = r == 0;
-    if (r < 0 && r != -ENOENT)
-        return r;
-    return v->sync_dir(v->ctx, dir);
+    if (r == 0 || r == -ENOENT)
+        r = v->sync_dir(v->ctx, dir);
+    if (r == 0)
+        return KRD_OK;
+    *err = krd_asprintf("%s: %s", dir, strerror(-r));
+    return KRD_IO;
 }
 
 static enum krd_status open_db(struct kv_engine *e, char **err)
@@ -155,7 +214,7 @@ static enum krd_status open_db(struct kv_engine *e, char **err)
     if (why == NULL)
         return KRD_OK;
     bool damaged = strncmp(why, "Corruption", 10) == 0 || strncmp(why, "Invalid", 7) == 0;
-    *err = krd_asprintf("open LevelDB in %s: %s", e->dir, why);
+    *err = krd_asprintf("%s: %s", e->dir, why);
     leveldb_free(why);
     return damaged ? KRD_CORRUPT : KRD_IO;
 }
@@ -166,31 +225,31 @@ enum krd_status kv_engine_open(const struct kv_engine_options *o, struct kv_engi
     const struct krd_vfs *v = krd_vfs_posix();
     struct kv_engine *e = krd_zalloc(sizeof *e);
     enum krd_status st = KRD_IO;
-    bool clean = false;
     e->dir = krd_strdup(o->dir);
+    pthread_mutex_init(&e->writing, NULL);
     set_options(e, o);
     *err = NULL;
 
     int r = make_dir(v, e->dir);
-    if (r == 0)
-        r = take_marker(v, e->dir, &clean);
-    if (r == 0) {
-        st = open_db(e, err);
-        if (st != KRD_OK)
-            goto fail;
-        /* LevelDB has renamed CURRENT without syncing the directory: not a batch may be taken
-         * before the new MANIFEST is the one that a crash finds. */
-        r = v->sync_dir(v->ctx, e->dir);
-    }
-    if (r < 0) {
-        *err = krd_asprintf("open %s: %s", e->dir, strerror(-r));
-        st = KRD_IO;
+    if (r < 0)
         goto fail;
-    }
-    krd_info("store opened", "dir=%s clean=%d", e->dir, clean);
+    st = prepare(v, e->dir, err);
+    if (st != KRD_OK)
+        goto fail;
+    st = open_db(e, err);
+    if (st != KRD_OK)
+        goto fail;
+    /* LevelDB renames CURRENT without syncing the directory: not a batch may be taken before the
+     * new MANIFEST is the one that a crash finds. */
+    st = KRD_IO;
+    r = v->sync_dir(v->ctx, e->dir);
+    if (r < 0)
+        goto fail;
     *out = e;
     return KRD_OK;
 fail:
+    if (*err == NULL)
+        *err = krd_asprintf("%s: %s", e->dir, strerror(-r));
     engine_free(e);
     return st;
 }
@@ -245,7 +304,9 @@ void kv_engine_batch_destroy(struct kv_engine_batch *b)
 void kv_engine_write(struct kv_engine *e, struct kv_engine_batch *b)
 {
     char *why = NULL;
+    pthread_mutex_lock(&e->writing);
     leveldb_write(e->db, e->write, b->b, &why);
+    pthread_mutex_unlock(&e->writing);
     if (why != NULL)
         fatal(e->dir, "writing a batch", why);
 }
@@ -301,30 +362,46 @@ void kv_engine_checkpoint(struct kv_engine *e)
 
 struct kv_engine_snapshot *kv_engine_snapshot(struct kv_engine *e)
 {
-    struct kv_engine_snapshot *s = krd_alloc(sizeof *s);
-    s->snap = leveldb_create_snapshot(e->db);
-    s->read = read_options(true, s->snap);
-    s->scan = read_options(false, s->snap);
+    struct kv_engine_snapshot *s = krd_zalloc(sizeof *s);
+    pthread_mutex_lock(&e->writing);
+    s->gets = leveldb_create_iterator(e->db, e->read);
+    s->range = leveldb_create_iterator(e->db, e->scan);
+    pthread_mutex_unlock(&e->writing);
     return s;
 }
 
 void kv_engine_snapshot_release(struct kv_engine *e, struct kv_engine_snapshot *s)
 {
+    (void)e;
     if (s == NULL)
         return;
-    leveldb_readoptions_destroy(s->scan);
-    leveldb_readoptions_destroy(s->read);
-    leveldb_release_snapshot(e->db, s->snap);
+    KRD_ASSERT(!s->lent);
+    leveldb_iter_destroy(s->range);
+    leveldb_iter_destroy(s->gets);
     krd_free(s);
+}
+
+static bool snapshot_get(struct kv_engine *e, struct kv_engine_snapshot *snap, struct slice key,
+                         struct slice *value)
+{
+    struct kv_engine_iter it = {.it = snap->gets, .owner = snap, .dir = e->dir};
+    kv_engine_iter_seek(&it, key);
+    if (!kv_engine_iter_valid(&it) || !slice_eq(kv_engine_iter_key(&it), key))
+        return false;
+    struct slice v = kv_engine_iter_value(&it);
+    *value = slice_of(krd_alloc(v.len), v.len);
+    memcpy((void *)(uintptr_t)value->ptr, v.ptr, v.len);
+    return true;
 }
 
 bool kv_engine_get(struct kv_engine *e, struct kv_engine_snapshot *snap, struct slice key,
                    struct slice *value)
 {
+    if (snap != NULL)
+        return snapshot_get(e, snap, key, value);
     char *why = NULL;
     size_t len = 0;
-    leveldb_readoptions_t *o = snap != NULL ? snap->read : e->read;
-    char *p = leveldb_get(e->db, o, bytes(key), key.len, &len, &why);
+    char *p = leveldb_get(e->db, e->read, bytes(key), key.len, &len, &why);
     if (why != NULL)
         fatal(e->dir, "reading a key", why);
     if (p == NULL)
@@ -333,19 +410,25 @@ bool kv_engine_get(struct kv_engine *e, struct kv_engine_snapshot *snap, struct 
     return true;
 }
 
+/* What LevelDB gives away comes from malloc, as krd_alloc's memory does. */
 void kv_engine_free(struct slice value)
 {
-    leveldb_free((void *)(uintptr_t)value.ptr);
+    krd_free((void *)(uintptr_t)value.ptr);
 }
 
 struct kv_engine_iter *kv_engine_iter_create(struct kv_engine *e, struct kv_engine_snapshot *snap,
                                              bool fill_cache)
 {
     struct kv_engine_iter *it = krd_alloc(sizeof *it);
-    leveldb_readoptions_t *read = snap != NULL ? snap->read : e->read;
-    leveldb_readoptions_t *scan = snap != NULL ? snap->scan : e->scan;
-    it->it = leveldb_create_iterator(e->db, fill_cache ? read : scan);
+    it->owner = snap;
     it->dir = e->dir;
+    if (snap == NULL) {
+        it->it = leveldb_create_iterator(e->db, fill_cache ? e->read : e->scan);
+        return it;
+    }
+    KRD_ASSERT(!snap->lent);
+    snap->lent = true;
+    it->it = snap->range;
     return it;
 }
 
@@ -401,7 +484,10 @@ void kv_engine_iter_destroy(struct kv_engine_iter *it)
 {
     if (it == NULL)
         return;
-    leveldb_iter_destroy(it->it);
+    if (it->owner != NULL)
+        it->owner->lent = false;
+    else
+        leveldb_iter_destroy(it->it);
     krd_free(it);
 }
 
