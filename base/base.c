@@ -112,6 +112,14 @@ char *krd_asprintf(const char *fmt, ...)
     return must(n < 0 ? NULL : s);
 }
 
+void krd_copy_text(char *to, size_t cap, const char *from)
+{
+    KRD_ASSERT(cap > 0);
+    size_t n = krd_min_size(strlen(from), cap - 1);
+    memcpy(to, from, n);
+    to[n] = '\0';
+}
+
 void krd_grow(void *array, size_t *cap, size_t need, size_t elem)
 {
     if (need <= *cap)

@@ -5,6 +5,7 @@
 #ifndef KRD_BASE_H
 #define KRD_BASE_H
 
+#include <inttypes.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -89,6 +90,8 @@ void *krd_realloc(void *p, size_t size);
 void krd_free(void *p); /* takes NULL */
 char *krd_strdup(const char *s);
 char *krd_asprintf(const char *fmt, ...) KRD_PRINTF(1, 2);
+/* Copies as much of the string as fits, always terminated. */
+void krd_copy_text(char *to, size_t cap, const char *from);
 
 /* Grows *array so that it holds at least `need` elements of `elem` bytes; *cap is updated. */
 void krd_grow(void *array /* T ** */, size_t *cap, size_t need, size_t elem);

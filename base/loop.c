@@ -41,20 +41,34 @@ void krd_loop_del(struct krd_loop *l, struct krd_io *io)
             l->ready[i] = NULL;
 }
 
-int krd_loop_run(struct krd_loop *l, int timeout_ms)
+int krd_loop_wait(struct krd_loop *l, int timeout_ms)
 {
     struct epoll_event events[KRD_ARRAY_LEN(l->ready)];
+    KRD_ASSERT(l->n_ready == 0);
     int n = epoll_wait(l->epfd, events, KRD_ARRAY_LEN(events), timeout_ms);
     if (n < 0) {
         KRD_ASSERT(errno == EINTR);
         return 0;
     }
-    l->n_ready = n;
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         l->ready[i] = events[i].data.ptr;
-    for (int i = 0; i < n; i++)
+        l->ready_events[i] = events[i].events;
+    }
+    l->n_ready = n;
+    return n;
+}
+
+void krd_loop_dispatch(struct krd_loop *l)
+{
+    for (int i = 0; i < l->n_ready; i++)
         if (l->ready[i] != NULL)
-            l->ready[i]->fn(l->ready[i], events[i].events);
+            l->ready[i]->fn(l->ready[i], l->ready_events[i]);
     l->n_ready = 0;
+}
+
+int krd_loop_run(struct krd_loop *l, int timeout_ms)
+{
+    int n = krd_loop_wait(l, timeout_ms);
+    krd_loop_dispatch(l);
     return n;
 }

@@ -18,6 +18,7 @@ struct krd_io {
 struct krd_loop {
     int epfd;
     struct krd_io *ready[64]; /* the batch being dispatched; removed handlers become NULL */
+    uint32_t ready_events[64];
     int n_ready;
 };
 
@@ -29,8 +30,11 @@ KRD_MUST_CHECK enum krd_status krd_loop_add(struct krd_loop *l, struct krd_io *i
 void krd_loop_mod(struct krd_loop *l, struct krd_io *io, uint32_t events);
 /* Removes it, also from the batch under way: fn is not called any more. Does not close the fd. */
 void krd_loop_del(struct krd_loop *l, struct krd_io *io);
-/* Waits up to timeout_ms (-1: for ever, 0: not at all) and calls the handlers of what is ready.
- * Returns how many were called. */
+/* Waits up to timeout_ms (-1: for ever, 0: not at all); returns how many are ready. */
+int krd_loop_wait(struct krd_loop *l, int timeout_ms);
+/* Calls the handlers of what krd_loop_wait found. */
+void krd_loop_dispatch(struct krd_loop *l);
+/* Both. Returns how many were ready. */
 int krd_loop_run(struct krd_loop *l, int timeout_ms);
 
 #endif

@@ -28,9 +28,8 @@ typedef void node_write_fn(void *arg, enum krd_status status, struct kv_result *
 void node_propose(struct node *n, Etcdserverpb__InternalRaftRequest *r, uint32_t timeout_ms,
                   node_write_fn *fn, void *arg);
 /* kv_check with the node's limits: KRD_BAD_REQUEST or KRD_TOO_LARGE with a static *message. */
-KRD_MUST_CHECK enum krd_status node_check(struct node *n,
-                                          const Etcdserverpb__InternalRaftRequest *r,
-                                          const char **message);
+KRD_MUST_CHECK enum krd_status
+node_check(struct node *n, const Etcdserverpb__InternalRaftRequest *r, const char **message);
 /* Renews a lease (gathered with others into one entry). result->lease_ttl is its TTL. */
 void node_lease_keep_alive(struct node *n, int64_t lease, node_write_fn *fn, void *arg);
 
@@ -108,10 +107,10 @@ struct node_member {
     char raft_address[280];
     char http_address[280]; /* advertised; empty when not known yet */
     bool voter, is_leader, is_self;
-    bool healthy;           /* as seen from here: connected and answering */
-    int64_t lag;            /* entries behind the leader; -1 unknown (only the leader knows) */
-    uint64_t match_index;   /* leader only */
-    uint64_t rtt_us;        /* leader only; 0 unknown */
+    bool healthy;         /* as seen from here: connected and answering */
+    int64_t lag;          /* entries behind the leader; -1 unknown (only the leader knows) */
+    uint64_t match_index; /* leader only */
+    uint64_t rtt_us;      /* leader only; 0 unknown */
 };
 
 struct node_status {
