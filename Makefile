@@ -115,7 +115,6 @@ build/gen/%.pb-c.c build/gen/%.pb-c.h: %.proto | build/deps-checked
 
 # Whatever includes the schema needs its headers first.
 $(call obj,$(KV_SRC) $(SERVER_SRC) $(HTTP_SRC) server/main.c): | $(GEN_HDR)
-$(GEN_HDR:.h=.c): $(GEN_HDR)
 
 build/deps-checked: Makefile
 	@mkdir -p build

@@ -24,8 +24,8 @@ struct raft_member {
 };
 
 struct raft_config_state {
-    bool joint; /* some decisions need both majorities */
-    uint32_t n; /* <= KRD_MEMBERS_MAX */
+    bool joint;                                  /* some decisions need both majorities */
+    uint32_t n;                                  /* <= KRD_MEMBERS_MAX */
     struct raft_member members[KRD_MEMBERS_MAX]; /* by ascending id */
 };
 

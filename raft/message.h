@@ -63,7 +63,8 @@ struct raft_message {
         struct { /* HEARTBEAT: liveness, commit and read rounds; never carries entries */
             raft_index commit; /* min(commit, what is known to match): safe to adopt as it is */
             raft_index safe_to_cut;
-            uint64_t round;   /* of leadership confirmation; grows within a term */
+            uint64_t round;   /* of leadership confirmation; grows within a term. 0: a notice of
+                                 commit that wants no answer */
             uint64_t time_ms; /* the leader's cluster time */
             uint64_t sent_us; /* echoed, for round-trip times */
         } heartbeat;
@@ -72,7 +73,7 @@ struct raft_message {
             uint64_t sent_us;
             raft_index last_index; /* of the follower's log: shows that it lost or lags entries */
         } heartbeat_reply;
-        struct { /* READ_INDEX: a follower asks on behalf of its clients. thesis 6.4 */
+        struct {          /* READ_INDEX: a follower asks on behalf of its clients. thesis 6.4 */
             uint64_t ctx; /* the asker's */
         } read_index;
         struct {

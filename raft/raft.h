@@ -46,16 +46,16 @@ struct raft_term_run {
 
 struct raft_options {
     raft_id id;
-    uint64_t seed;                    /* of the core's own generator */
-    uint32_t election_ticks;          /* timeout is drawn from [this, 2 * this). default 100 */
-    uint32_t heartbeat_ticks;         /* default 10: 100 ms at 10 ms a tick */
-    uint32_t crash_delay_ticks;       /* after raft_peer_lost(leader): pre-vote within
-                                         [1, this]. default 3 */
-    uint32_t inflight_messages_max;   /* appends on the way to one follower. default 256 */
-    size_t inflight_bytes_max;        /* and their bytes. default 8 MiB */
-    size_t append_bytes_max;          /* entries of one append, unless one is larger */
-    size_t uncommitted_bytes_max;     /* proposals beyond are refused. default 64 MiB */
-    size_t cache_bytes;               /* applied entries kept in memory for slow followers */
+    uint64_t seed;                  /* of the core's own generator */
+    uint32_t election_ticks;        /* timeout is drawn from [this, 2 * this). default 100 */
+    uint32_t heartbeat_ticks;       /* default 10: 100 ms at 10 ms a tick */
+    uint32_t crash_delay_ticks;     /* after raft_peer_lost(leader): pre-vote within
+                                       [1, this]. default 3 */
+    uint32_t inflight_messages_max; /* appends on the way to one follower. default 256 */
+    size_t inflight_bytes_max;      /* and their bytes. default 8 MiB */
+    size_t append_bytes_max;        /* entries of one append, unless one is larger */
+    size_t uncommitted_bytes_max;   /* proposals beyond are refused. default 64 MiB */
+    size_t cache_bytes;             /* applied entries kept in memory for slow followers */
 };
 /* Fills every member but id and seed with its default. */
 void raft_options_default(struct raft_options *o);
@@ -63,8 +63,8 @@ void raft_options_default(struct raft_options *o);
 /* What the log held when the process started. */
 struct raft_restored {
     struct raft_hard_state hard_state;
-    raft_index base_index;           /* entry before the first one in the log; 0: from the start */
-    raft_term base_term;             /* its term */
+    raft_index base_index;            /* entry before the first one in the log; 0: from the start */
+    raft_term base_term;              /* its term */
     const struct raft_term_run *runs; /* of [base_index + 1, last], ascending; copied */
     size_t n_runs;
     raft_index last_index;
@@ -74,6 +74,10 @@ struct raft_restored {
     size_t n_entries;
     const struct raft_config_state *config; /* newest in the log (or snapshot); copied */
     raft_index config_index;                /* where it stands */
+    /* Only when config_index > applied, so that it may still be rolled back: the newest at or below
+     * applied. NULL: there was none. */
+    const struct raft_config_state *config_before;
+    raft_index config_before_index;
 };
 
 struct raft *raft_create(const struct raft_options *o, const struct raft_restored *from);
@@ -84,13 +88,18 @@ void raft_destroy(struct raft *r); /* takes NULL */
 /* now_ms: the host's monotonic clock, for cluster time and for nothing else: elections count
  * ticks. Before every batch of events; never runs backwards. */
 void raft_set_now(struct raft *r, uint64_t now_ms);
+/* The same in microseconds: round-trip times are measured with it. */
+void raft_set_now_us(struct raft *r, uint64_t now_us);
 void raft_tick(struct raft *r);
-/* Takes over a received append's entries, whatever the outcome. Messages that are not for us, of
- * unknown senders or malformed are ignored (counted in raft_status.dropped). */
+/* Takes over a received append's entries, whatever the outcome. Messages that are not for us or
+ * malformed, and answers of unknown senders, are ignored (counted in raft_status.dropped). Requests
+ * of unknown senders are served: the configuration that names them may be what they bring. */
 void raft_step(struct raft *r, struct raft_message *m);
 /* Appends entries (made, not sealed) to the leader's log; their references move on KRD_OK only.
  * KRD_NOT_LEADER; KRD_OVERLOADED: uncommitted_bytes_max; KRD_AGAIN: leadership is being
- * transferred. On anything but KRD_OK nothing was proposed. */
+ * transferred, or a configuration is proposed before the last one was applied; KRD_BAD_REQUEST: an
+ * entry was sealed before, or is an unreadable configuration. On anything but KRD_OK nothing was
+ * proposed. A configuration is proposed alone. */
 KRD_MUST_CHECK enum krd_status raft_propose(struct raft *r, struct raft_entry *entries, size_t n);
 /* The log has everything up to write `seq` on disk. */
 void raft_persisted(struct raft *r, uint64_t seq);
@@ -101,7 +110,8 @@ void raft_applied(struct raft *r, raft_index index);
  * own deadline and asks again with another ctx. KRD_NO_LEADER: nobody to ask. thesis 6.4 */
 KRD_MUST_CHECK enum krd_status raft_read(struct raft *r, uint64_t ctx);
 /* Leader only: hand leadership to `to` (0: the voter that is furthest). thesis 3.10.
- * KRD_NOT_LEADER; KRD_CONFLICT: one is under way; KRD_NOT_FOUND: not a voter. Ends by losing
+ * KRD_NOT_LEADER; KRD_CONFLICT: one is under way; KRD_NOT_FOUND: not a voter, or there is no other.
+ * To ourselves: KRD_OK, and nothing happens. Ends by losing
  * leadership, or by itself after an election timeout. */
 KRD_MUST_CHECK enum krd_status raft_transfer(struct raft *r, raft_id to);
 /* The transport knows that this member's process is gone: its connection was reset and a new one
@@ -176,10 +186,10 @@ struct raft_status {
     raft_index base, last, stable, commit, applied;
     raft_index safe_to_cut; /* every member holds the log up to here, durably */
     raft_id transferring_to;
-    bool leader_ready;   /* leader with a committed entry of its own term */
-    uint64_t time_ms;    /* cluster time now, by this node's estimate */
-    uint64_t elections;  /* campaigns started */
-    uint64_t dropped;    /* messages refused: wrong id, malformed, too old */
+    bool leader_ready;  /* leader with a committed entry of its own term */
+    uint64_t time_ms;   /* cluster time now, by this node's estimate */
+    uint64_t elections; /* campaigns started */
+    uint64_t dropped;   /* messages refused: wrong id, malformed, too old */
     size_t cached_bytes, uncommitted_bytes;
     uint32_t n_peers; /* leader: members other than itself */
     struct raft_progress_status peers[KRD_MEMBERS_MAX];
