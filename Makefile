@@ -50,9 +50,10 @@ PEER_SRC   := raft/peer_accept.c raft/peer_address.c raft/peer_dial.c raft/peer_
               raft/peer_sendq.c raft/peer_tcp.c
 RAFT_SRC   := $(CORE_SRC) $(WAL_SRC) $(PEER_SRC)
 KV_PROTO   := kv/kv.proto kv/rpc.proto kv/command.proto
-KV_SRC     := kv/apply.c kv/chain.c kv/change.c kv/check.c kv/engine_leveldb.c kv/hash.c \
-              kv/ldb_format.c kv/ldb_recover.c kv/lease.c kv/op.c kv/overlay.c kv/record.c \
-              kv/session.c kv/store.c kv/txn.c kv/types.c
+KV_SRC     := kv/apply.c kv/chain.c kv/change.c kv/check.c kv/compact.c kv/engine_leveldb.c \
+              kv/hash.c kv/ldb_format.c kv/ldb_recover.c kv/lease.c kv/op.c kv/overlay.c kv/read.c \
+              kv/record.c kv/session.c kv/store.c kv/txn.c kv/types.c kv/watch.c kv/watch_hub.c \
+              kv/watch_index.c
 SERVER_SRC := server/apply_loop.c server/face.c server/flags.c server/forward.c server/identity.c \
               server/metrics.c server/node.c server/proposals.c server/raft_loop.c server/replica.c \
               server/upkeep.c

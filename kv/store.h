@@ -38,8 +38,8 @@ struct kv_outcome {
 /* Called on the apply thread after the batch is in LevelDB, in log order. */
 typedef void kv_outcome_fn(void *arg, struct kv_outcome *o);
 
-/* Opens; after an unclean stop first cuts LevelDB's log files at the first gap. *err is krd_alloc'd.
- * KRD_CORRUPT: damaged, or older than the checkpoint. */
+/* Opens; after an unclean stop first cuts LevelDB's log files at the first gap. *err is
+ * krd_alloc'd. KRD_CORRUPT: damaged, or older than the checkpoint. */
 KRD_MUST_CHECK enum krd_status kv_open(const struct kv_options *o, struct kv_store **out,
                                        char **err);
 void kv_close(struct kv_store *s); /* marks a clean stop; takes NULL */
@@ -61,8 +61,8 @@ size_t kv_lease_due(struct kv_store *s, uint64_t now_ms, int64_t *ids, size_t ma
 
 uint64_t kv_applied_index(const struct kv_store *s);
 uint64_t kv_applied_term(const struct kv_store *s);
-uint64_t kv_applied_time_ms(const struct kv_store *s); /* cluster time of the applied entry */
-int64_t kv_revision(const struct kv_store *s);         /* 1 when empty */
+uint64_t kv_applied_time_ms(const struct kv_store *s);   /* cluster time of the applied entry */
+int64_t kv_revision(const struct kv_store *s);           /* 1 when empty */
 int64_t kv_compacted_revision(const struct kv_store *s); /* 0: nothing was */
 /* Incremental 128-bit hash of the logical state (live keys, leases, origins, compact revision)
  * at the applied index, both read as one. */
@@ -100,8 +100,8 @@ void kv_cursor_close(struct kv_cursor *c); /* takes NULL */
 /* A key's kept versions, newest first (tombstones included, version 0); up to limit (0: all).
  * Pairs lie in the arena. */
 KRD_MUST_CHECK enum krd_status kv_history(struct kv_store *s, struct slice key, size_t limit,
-                                          struct krd_arena *arena, struct kv_pair **out,
-                                          size_t *n, int64_t *store_revision);
+                                          struct krd_arena *arena, struct kv_pair **out, size_t *n,
+                                          int64_t *store_revision);
 
 struct kv_lease_info {
     int64_t id;

@@ -29,7 +29,7 @@ bool kv_range_contains(const struct kv_range *r, struct slice key);
 
 struct kv_query {
     struct kv_range range;
-    int64_t revision;   /* <= 0: the newest */
+    int64_t revision; /* <= 0: the newest */
     bool descending;
     bool keys_only;
 };
@@ -76,7 +76,7 @@ struct kv_result {
     struct kv_op_result op; /* put, delete_range, txn */
     int64_t lease_id;       /* lease_grant */
     int64_t lease_ttl;      /* lease_grant: seconds */
-    int64_t *renewed_ttl;   /* lease_renew: for each ID in order its TTL in seconds, 0: no such lease */
+    int64_t *renewed_ttl;   /* lease_renew: each ID's TTL in seconds, in order; 0: no such lease */
     size_t n_renewed;
     struct krd_arena arena;
 };
@@ -88,8 +88,8 @@ enum kv_event_type { KV_EVENT_PUT, KV_EVENT_DELETE };
 
 struct kv_event {
     enum kv_event_type type;
-    struct kv_pair kv;   /* of a delete: key and mod_revision only */
-    bool has_prev;       /* the version before; absent for creations or when compacted */
+    struct kv_pair kv; /* of a delete: key and mod_revision only */
+    bool has_prev;     /* the version before; absent for creations or when compacted */
     struct kv_pair prev;
 };
 
