@@ -1,0 +1,153 @@
+#!/bin/bash
+# run.sh [STAGE...]
+#
+# Runs test programs that have been built (make test builds and then calls this) and counts what
+# passed and failed. A suite is a program of its own; it passes only if it ends with 0, says how
+# many tests it ran, and ran all of them: a program that crashes, hangs or prints no counts has
+# failed, however well it began.
+#
+# Stages (all of them when none is named):
+#   release   every unit test, every test of whole servers
+#   clang     every unit test and the HTTP contract, built by the other compiler
+#   asan      every unit test, whole servers in a shorter run, with ASan, UBSan and LeakSanitizer
+#   tsan      the same with ThreadSanitizer
+#   valgrind  a node's whole life under memcheck
+#
+# UNIT_TESTS   names of the unit tests (the Makefile's list)
+# UNIT_CHECKS  scripts that count like unit tests
+# ONLY         an extended regular expression: only suites whose name matches
+#
+# build/test-results.txt gets a line a suite; build/test-logs/ all that they said.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+RESULTS=build/test-results.txt
+LOGS=build/test-logs
+UNIT_TESTS=${UNIT_TESTS:-}
+UNIT_CHECKS=${UNIT_CHECKS:-}
+ONLY=${ONLY:-}
+passed=0 failed=0 skipped=0 suites=0
+
+rm -rf "$LOGS"
+mkdir -p "$LOGS"
+: >"$RESULTS"
+
+# Reads a suite's output; prints "passed failed skipped", nothing when there are no counts.
+# cmocka says "[====] name: Running 3 test(s)." and then "[  PASSED  ] 3 test(s).", for each group;
+# everybody else closes with "3 passed, 0 failed".
+counts() {
+    awk '
+        match($0, /Running [0-9]+ test\(s\)/) { split(substr($0, RSTART), w, " "); ran += w[2] }
+        /^\[  PASSED  \] [0-9]+ test/ { p += $4; seen = 1 }
+        /^\[  SKIPPED \] .*[0-9]+ test\(s\), listed/ {
+            match($0, /[0-9]+ test\(s\), listed/); split(substr($0, RSTART), w, " "); s += w[1] }
+        /^\[  FAILED  \] .*[0-9]+ test\(s\), listed/ {
+            match($0, /[0-9]+ test\(s\), listed/); split(substr($0, RSTART), w, " "); f += w[1]; seen = 1 }
+        /^[0-9]+ passed, [0-9]+ failed/ {
+            p += $1; f += $3; seen = 1; plain = 1
+            if ($6 ~ /^skipped/) s += $5 }
+        END {
+            if (!seen) exit
+            # tests that were announced and of which nothing was heard again
+            if (!plain && ran > p + f + s) f += ran - p - f - s
+            print p + 0, f + 0, s + 0
+        }' "$1"
+}
+
+# suite NAME SECONDS COMMAND...
+suite() {
+    local name=$1 limit=$2 log status began took p f s note=
+    shift 2
+    [[ -z $ONLY || $name =~ $ONLY ]] || return 0
+    log=$LOGS/${name//\//-}.log
+    began=$EPOCHREALTIME
+    timeout -k 20 "$limit" "$@" >"$log" 2>&1 </dev/null
+    status=$?
+    took=$(awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+    read -r p f s <<<"$(counts "$log")"
+    if [[ -z ${p:-} ]]; then
+        p=0 f=1 s=0 note="said no counts, status $status"
+    elif ((status != 0 && f == 0)); then
+        f=1 note="ended with status $status"
+    elif ((p + f == 0)); then
+        f=1 note="ran no test"
+    fi
+    ((status == 124 || status == 137)) && note="was ended after $limit s"
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s)) suites=$((suites + 1))
+    printf '%-6s %-34s %5d passed %4d failed %7s s%s\n' "$( ((f == 0)) && echo ok || echo FAILED)" \
+        "$name" "$p" "$f" "$took" "${note:+  ($note)}"
+    printf '%s %d %d %d %s\n' "$name" "$p" "$f" "$s" "$took" >>"$RESULTS"
+    if ((f > 0)); then
+        echo "---- the end of $log"
+        tail -n 80 "$log"
+        echo "----"
+    fi
+}
+
+unit_tests() {
+    local flavour=$1 limit=$2 t
+    for t in $UNIT_TESTS; do
+        suite "$flavour/$t" "$limit" "build/$flavour/tests/$t"
+    done
+}
+
+# Whole servers: flavour, factor on times, 1 for the short run, names of tests.
+cluster_tests() {
+    local flavour=$1 scale=$2 quick=$3 t
+    shift 3
+    for t in "$@"; do
+        KVRAFTD_BIN=$PWD/build/$flavour/bin/kvraftd TIME_SCALE=$scale QUICK=$quick \
+            suite "$flavour/cluster/$t" 900 python3 "tests/cluster/test_$t.py"
+    done
+}
+
+# What nobody calls proves nothing.
+every_test_is_listed() {
+    local file name bad=0
+    for file in tests/unit/test_*.c; do
+        name=$(basename "$file" .c)
+        [[ " $UNIT_TESTS " == *" $name "* ]] || { echo "$file is not in UNIT_TESTS"; bad=$((bad + 1)); }
+    done
+    echo "$(((bad == 0))) passed, $bad failed"
+    ((bad == 0))
+}
+export -f every_test_is_listed
+export UNIT_TESTS
+
+stage_release() {
+    local check
+    suite release/every_test_is_listed 10 bash -c every_test_is_listed
+    unit_tests release 300
+    for check in $UNIT_CHECKS; do
+        suite "release/$(basename "$check")" 60 bash "$check"
+    done
+    cluster_tests release 1 0 contract errors failover cmdline cluster_sh debian
+}
+
+stage_clang() {
+    unit_tests clang 300
+    cluster_tests clang 1 1 contract
+}
+
+stage_asan() {
+    unit_tests asan 600
+    cluster_tests asan 3 1 contract errors failover cmdline
+}
+
+stage_tsan() {
+    unit_tests tsan 600
+    cluster_tests tsan 4 1 contract failover
+}
+
+stage_valgrind() {
+    cluster_tests release 10 1 valgrind
+}
+
+for stage in "${@:-release clang asan tsan valgrind}"; do
+    for one in $stage; do
+        "stage_$one"
+    done
+done
+echo "$suites suites in $((SECONDS / 60)) min $((SECONDS % 60)) s${skipped:+, $skipped tests skipped}"
+echo "$passed passed, $failed failed" | tee -a "$RESULTS"
+((failed == 0 && passed > 0))
