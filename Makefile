@@ -123,3 +123,83 @@ build/deps-checked: Makefile
 	@touch $@
 
 -include $(shell find build -name '*.d' 2>/dev/null)
+
+# --- Tests -------------------------------------------------------------------------------------------
+# tests/unit/NAME.c becomes build/FLAVOUR/tests/NAME. It is linked against all objects but main as a
+# library: a test of the pure core drags no HTTP in, and may bring its own of what it replaces.
+# NAME_SRC: what else it is made of. UNIT_CHECKS: scripts that close with "N passed, N failed".
+test_raft_random_SRC := tests/raft/sim.c
+test_wal_SRC         := tests/unit/simdisk.c tests/unit/wal_model.c
+UNIT_CHECKS          :=
+TEST_FLAVOURS        := release clang asan tsan
+
+$(B)/libkvraftd.a: $(ALL_OBJ)
+	@echo "  AR   $@"
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+.SECONDEXPANSION:
+$(B)/tests/%: $(B)/tests/unit/%.o $$(call obj,$$($$*_SRC)) $(B)/libkvraftd.a
+	@mkdir -p $(@D)
+	@echo "  LD   $@"
+	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_HTTP) $(LIBS_KV) $(LIBS_BASE) -lcmocka -lm
+
+$(B)/tests/unit/%.o $(B)/tests/raft/%.o: | $(GEN_HDR)
+
+.PHONY: unit-tests test check
+unit-tests: $(UNIT_TESTS:%=$(B)/tests/%)
+
+# Everything: each flavour is built, then tests/run.sh runs and counts. STAGES="release asan" and
+# ONLY=regex choose less; tests/run.sh says more.
+STAGES ?= release clang asan tsan valgrind
+test: test-programs
+	$(Q)UNIT_TESTS="$(UNIT_TESTS)" UNIT_CHECKS="$(UNIT_CHECKS)" bash tests/run.sh $(STAGES)
+
+.PHONY: test-programs
+test-programs:
+	@test -e /usr/include/cmocka.h || { echo "the tests need more packages: make deps-test"; exit 1; }
+	$(Q)for f in $(filter $(STAGES),$(TEST_FLAVOURS)) $(if $(filter valgrind,$(STAGES)),release); do \
+	    echo "  building $$f"; \
+	    $(MAKE) --no-print-directory FLAVOUR=$$f build/$$f/bin/kvraftd unit-tests || exit 1; \
+	done
+
+# Only the release build's tests: a few minutes.
+check:
+	$(Q)$(MAKE) --no-print-directory test STAGES=release
+
+# --- A cluster on this machine ------------------------------------------------------------------------
+# See server/cluster.sh. The build is a make of its own: what pkg-config says can change meanwhile.
+.PHONY: cluster cluster-stop cluster-status
+cluster:
+	$(Q)sh base/deps.sh install
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(if $(filter command environment,$(origin NODES)),NODES=$(NODES)) sh server/cluster.sh start
+cluster-stop cluster-status:
+	$(Q)sh server/cluster.sh $(@:cluster-%=%)
+
+# --- The rest -----------------------------------------------------------------------------------------
+.PHONY: deps deps-test install uninstall clean help
+deps:
+	$(Q)sh base/deps.sh install
+deps-test:
+	$(Q)sh base/deps.sh install test
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin
+uninstall:
+	rm -f $(PROGRAMS:bin/%=$(DESTDIR)$(PREFIX)/bin/%)
+
+clean:
+	rm -rf build bin
+
+help:
+	@echo "make                  build $(PROGRAMS)"
+	@echo "make cluster          install what is missing, build, start 3 nodes (NODES=5: five) and"
+	@echo "                      leave them running; cluster-status, cluster-stop"
+	@echo "make test             build and run every test, with gcc, clang and sanitizers"
+	@echo "make check            only the tests of the release build"
+	@echo "                      test STAGES='release asan' ONLY=regex: less of it"
+	@echo "make install          to PREFIX (/usr/local), below DESTDIR; uninstall"
+	@echo "make deps             install the packages that the build needs; deps-test: and the tests"
+	@echo "make clean            remove build/ and bin/; data/ stays"
+	@echo "FLAVOUR=release|debug|clang|asan|tsan   CC=  CFLAGS=  LDFLAGS=  V=1 shows commands"
