@@ -40,11 +40,21 @@ struct raft_entry node_encode(Etcdserverpb__InternalRaftRequest *r)
     return e;
 }
 
+/* What a full disk has no room for; deletes, compaction and renewals go on. */
+static bool brings_data(const Etcdserverpb__InternalRaftRequest *r)
+{
+    return r->put != NULL || r->txn != NULL || r->lease_grant != NULL;
+}
+
 void node_propose(struct node *n, Etcdserverpb__InternalRaftRequest *r, uint32_t timeout_ms,
                   node_write_fn *fn, void *arg)
 {
-    if (atomic_load_explicit(&n->stopping, memory_order_relaxed)) {
-        fn(arg, KRD_STOPPING, NULL);
+    enum krd_status refuse = atomic_load_explicit(&n->stopping, memory_order_relaxed)
+                                 ? KRD_STOPPING
+                             : brings_data(r) && wal_writer_starved(n->log) ? KRD_NO_SPACE
+                                                                            : KRD_OK;
+    if (refuse != KRD_OK) {
+        fn(arg, refuse, NULL);
         return;
     }
     struct write_call *c = krd_alloc(sizeof *c);
@@ -342,7 +352,7 @@ void node_get_status(struct node *n, struct node_status *out)
                                 .revision = kv_revision(n->store),
                                 .compacted_revision = kv_compacted_revision(n->store),
                                 .uptime_ms = krd_mono_ms() - n->started_ms,
-                                .log_bytes = atomic_load(&n->log_bytes),
+                                .log_bytes = wal_writer_bytes(n->log),
                                 .store_bytes = kv_disk_bytes(n->store),
                                 .stopping = atomic_load(&n->stopping)};
     krd_copy_text(out->name, sizeof out->name, n->name);

@@ -239,7 +239,9 @@ static void create_core(struct node *n, const struct wal_recovered *rec)
         .config_index = rec->config_index,
     };
     n->core = raft_create(&o, &from);
-    n->replica = replica_create(n->core, n->proposals, &raft_loop_ops);
+    struct replica_ops ops = raft_loop_ops;
+    ops.ctx = n;
+    n->replica = replica_create(n->core, n->proposals, &ops);
 }
 
 static void on_persisted(void *arg, uint64_t seq)
@@ -264,7 +266,6 @@ static void on_synced(void *arg, uint64_t us, uint64_t bytes)
     histogram_add(&n->metrics.fsync, us);
     atomic_fetch_add_explicit(&n->metrics.log_batches, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&n->metrics.log_bytes, bytes, memory_order_relaxed);
-    atomic_store_explicit(&n->log_bytes, wal_bytes(n->wal), memory_order_relaxed);
 }
 
 static enum krd_status open_net(struct node *n, char **err)
@@ -349,12 +350,12 @@ static enum krd_status open_all(struct node *n, struct wal **w, struct wal_recov
                                 char **err)
 {
     enum krd_status st = open_identity(n, err);
-    if (st == KRD_OK)
-        st = open_net(n, err); /* a port in use is told before anything is written */
     if (st == KRD_OK && n->identity.fresh)
         st = identity_save(n->dir, &n->identity, err);
     if (st == KRD_OK)
         st = identity_count_boot(n->dir, &n->identity, err);
+    if (st == KRD_OK)
+        st = open_net(n, err); /* says the boot number in its hello */
     if (st == KRD_OK)
         st = open_store(n, 0, err);
     if (st == KRD_OK)
@@ -392,8 +393,6 @@ enum krd_status node_start(const struct node_options *o, struct node **out, char
     struct wal_writer_callbacks cb = {
         .arg = n, .persisted = on_persisted, .fetched = on_fetched, .synced = on_synced};
     raft_loop_init(n);
-    n->wal = w;
-    atomic_store(&n->log_bytes, wal_bytes(w));
     n->log = wal_writer_start(w, &cb);
     connect_peers(n);
     raft_loop_publish(n);

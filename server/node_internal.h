@@ -82,7 +82,6 @@ struct node {
 
     struct kv_store *store;
     struct wal_writer *log;
-    struct wal *wal; /* the log writer's thread's; elsewhere not touched */
     struct proposals *proposals;
     struct node_metrics metrics;
 
@@ -109,8 +108,6 @@ struct node {
     _Atomic uint64_t want_fresh_until_ms;
     atomic_bool leading, stopping;
     _Atomic uint64_t safe_to_cut;
-    _Atomic uint64_t log_bytes;
-    _Atomic uint64_t log_first;
 
     /* The published picture: copied in and out under its lock, nothing else is. */
     pthread_mutex_t status_lock;
@@ -146,7 +143,7 @@ bool node_peer_status(struct node *n, uint64_t id, struct peer_status *out);
 /* raft_loop.c */
 void raft_loop_init(struct node *n);
 void *raft_loop_main(void *node);
-extern const struct replica_ops raft_loop_ops;
+extern const struct replica_ops raft_loop_ops; /* but for ctx, which is the node */
 void raft_loop_publish(struct node *n);
 struct peer_callbacks raft_loop_peer_callbacks(struct node *n);
 /* apply_loop.c */

@@ -454,8 +454,8 @@ void *raft_loop_main(void *arg)
     pthread_setname_np(pthread_self(), "raft");
     while (!atomic_load_explicit(&n->stop_raft, memory_order_acquire)) {
         krd_loop_wait(&n->loop, ms_to_next(n));
-        uint64_t now = krd_mono_ms();
-        replica_now(n->replica, now);
+        uint64_t now_us = krd_mono_us(), now = now_us / 1000;
+        replica_now(n->replica, now_us);
         krd_loop_dispatch(&n->loop);
         on_time(n, now);
         replica_turn(n->replica);

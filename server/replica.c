@@ -574,10 +574,10 @@ static void on_soft_changed(struct replica *r)
 /* --- Other inputs ------------------------------------------------------------------------------
  */
 
-void replica_now(struct replica *r, uint64_t now_ms)
+void replica_now(struct replica *r, uint64_t now_us)
 {
-    r->now_ms = now_ms;
-    raft_set_now(r->core, now_ms);
+    r->now_ms = now_us / 1000;
+    raft_set_now_us(r->core, now_us);
 }
 
 void replica_message(struct replica *r, struct raft_message *m)

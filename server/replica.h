@@ -53,7 +53,7 @@ void replica_destroy(struct replica *r);
 struct raft *replica_core(struct replica *r);
 
 /* --- Inputs; effects come with replica_turn --------------------------------------------------- */
-void replica_now(struct replica *r, uint64_t now_ms);
+void replica_now(struct replica *r, uint64_t now_us); /* monotonic; before each batch of inputs */
 /* Takes over the message's entries. */
 void replica_message(struct replica *r, struct raft_message *m);
 /* A forward frame of op PROPOSE, REFUSED or TRANSFER; the records lie in blob. */
