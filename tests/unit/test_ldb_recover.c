@@ -193,23 +193,34 @@ static void note_place(unsigned n)
         p->start += LDB_BLOCK_BYTES - p->start % LDB_BLOCK_BYTES;
 }
 
+static struct ldb_reader *reader_of(const char *path)
+{
+    const struct krd_vfs *v = krd_vfs_posix();
+    struct ldb_reader *r = krd_alloc(sizeof *r);
+    struct krd_file *f;
+    assert_int_equal(v->open(v->ctx, path, KRD_OPEN_READ, &f), 0);
+    assert_int_equal(ldb_reader_init(r, v, f), 0);
+    return r;
+}
+
+static void reader_free(struct ldb_reader *r)
+{
+    r->vfs->close(r->file);
+    ldb_reader_deinit(r);
+    krd_free(r);
+}
+
 static void note_edits(void)
 {
-    struct krd_file *f;
-    struct ldb_reader *r = krd_alloc(sizeof *r);
+    struct ldb_reader *r = reader_of(in(ran.dir, ran.manifest_name));
     struct ldb_edit sum = {0};
-    const struct krd_vfs *v = krd_vfs_posix();
-    assert_int_equal(v->open(v->ctx, in(ran.dir, ran.manifest_name), KRD_OPEN_READ, &f), 0);
-    assert_int_equal(ldb_reader_init(r, v, f), 0);
     while (ldb_reader_next(r) == LDB_RECORD) {
         assert_true(ran.n_edits < EDITS_MAX);
         assert_true(ldb_edit_add(krd_buf_slice(&r->record), &sum));
         ran.edits[ran.n_edits++] = (struct edit_copy){sum.log_number, (size_t)r->good};
     }
     assert_int_equal(r->good, r->size);
-    ldb_reader_deinit(r);
-    krd_free(r);
-    v->close(f);
+    reader_free(r);
 }
 
 static int record_run(void **state)
@@ -647,6 +658,8 @@ static void damage_before_an_intact_edit_is_refused(void **state)
     struct bytes whole = ran.manifest;
     for (size_t at = 0; at < ran.edits[3].end; at++) {
         struct image im = image_at(5, 1);
+        for (unsigned l = 0; l < im.first; l++) /* even if the log files would make up for it */
+            im.logs[l] = (struct log_copy){ran.logs[l].number, copy_of(ran.logs[l].b)};
         ran.manifest = copy_of(whole);
         ran.manifest.p[at] ^= 1;
         image_write(&im);
@@ -665,6 +678,19 @@ static void a_lost_edit_shows_by_the_log_file_it_had_deleted(void **state)
     image_write(&im);
     expect_corrupt(false);
     image_free(&im);
+}
+
+static void a_missing_first_file_is_refused(void **state)
+{
+    (void)state;
+    for (unsigned live = 1; live <= 2; live++) {
+        struct image im = image_at(5, live);
+        krd_free(im.logs[im.first].b.p);
+        im.logs[im.first].b.p = NULL;
+        image_write(&im);
+        expect_corrupt(false);
+        image_free(&im);
+    }
 }
 
 static void a_file_that_starts_too_late_is_refused(void **state)
@@ -919,11 +945,7 @@ static void reads_what_leveldb_writes_around_the_ends_of_blocks(void **state)
     kv_engine_batch_destroy(b);
     kv_engine_close(e);
 
-    struct krd_file *f;
-    const struct krd_vfs *v = krd_vfs_posix();
-    struct ldb_reader *r = krd_alloc(sizeof *r);
-    assert_int_equal(v->open(v->ctx, in(dir, "000003.log"), KRD_OPEN_READ, &f), 0);
-    assert_int_equal(ldb_reader_init(r, v, f), 0);
+    struct ldb_reader *r = reader_of(in(dir, "000003.log"));
     for (uint64_t sequence = 1; sequence <= 63; sequence++) {
         struct ldb_batch batch;
         assert_int_equal(ldb_reader_next(r), LDB_RECORD);
@@ -933,9 +955,41 @@ static void reads_what_leveldb_writes_around_the_ends_of_blocks(void **state)
     }
     assert_int_equal(ldb_reader_next(r), LDB_END);
     assert_int_equal(r->good, r->size);
-    ldb_reader_deinit(r);
-    krd_free(r);
-    v->close(f);
+    reader_free(r);
+}
+
+/* Blocks of a real log in an order that leaves a record without its beginning, or without its end;
+ * every checksum is right. */
+static void a_record_without_its_beginning_or_end_is_damage(void **state)
+{
+    (void)state;
+    unsigned n = 1;
+    while (ran.place[n].start / LDB_BLOCK_BYTES == (ran.place[n].end - 1) / LDB_BLOCK_BYTES)
+        n++;
+    const struct batch_place *p = &ran.place[n];
+    struct bytes log = ran.logs[p->log].b;
+    size_t end = (p->start / LDB_BLOCK_BYTES + 1) * LDB_BLOCK_BYTES; /* of the block it starts in */
+    char path[80];
+    snprintf(path, sizeof path, "%s/pieces", root);
+
+    write_all(path, (struct bytes){log.p + end, log.n - end});
+    struct ldb_reader *r = reader_of(path);
+    assert_int_equal(ldb_reader_next(r), LDB_DAMAGE);
+    assert_int_equal(r->good, 0);
+    reader_free(r);
+
+    struct bytes twice = {krd_alloc(2 * end), 2 * end};
+    memcpy(twice.p, log.p, end);
+    memcpy(twice.p + end, log.p, end);
+    write_all(path, twice);
+    krd_free(twice.p);
+    r = reader_of(path);
+    enum ldb_read got;
+    while ((got = ldb_reader_next(r)) == LDB_RECORD)
+        ;
+    assert_int_equal(got, LDB_DAMAGE);
+    assert_int_equal(r->good, p->start);
+    reader_free(r);
 }
 
 int main(void)
@@ -955,6 +1009,7 @@ int main(void)
         cmocka_unit_test(a_torn_last_edit_was_never_made),
         cmocka_unit_test(damage_before_an_intact_edit_is_refused),
         cmocka_unit_test(a_lost_edit_shows_by_the_log_file_it_had_deleted),
+        cmocka_unit_test(a_missing_first_file_is_refused),
         cmocka_unit_test(a_file_that_starts_too_late_is_refused),
         cmocka_unit_test(a_bad_current_is_refused),
         cmocka_unit_test(an_empty_or_missing_directory_is_fine),
@@ -963,6 +1018,7 @@ int main(void)
         cmocka_unit_test(interrupted_at_any_step_it_ends_the_same),
         cmocka_unit_test(whatever_part_of_it_reached_the_disk_it_ends_the_same),
         cmocka_unit_test(reads_what_leveldb_writes_around_the_ends_of_blocks),
+        cmocka_unit_test(a_record_without_its_beginning_or_end_is_damage),
     };
     int failed = cmocka_run_group_tests(tests, record_run, drop_run);
     print_message("%u crash images recovered and opened\n", images);
