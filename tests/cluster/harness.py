@@ -20,14 +20,12 @@ Environment:
   KEEP          "1": directories stay
 """
 import atexit
-import base64
 import ctypes
 import json
 import os
 import random
 import re
 import resource
-import select
 import shlex
 import shutil
 import signal
@@ -37,7 +35,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

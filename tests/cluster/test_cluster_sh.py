@@ -8,10 +8,9 @@ import subprocess
 import sys
 import tempfile
 import unittest
-import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from harness import BIN, ROOT, _port, bound, free_port, main, wait_for
+from harness import BIN, ROOT, bound, free_port, main, wait_for
 
 SCRIPT = os.path.join(ROOT, "server", "cluster.sh")
 

@@ -7,10 +7,9 @@ import os
 import re
 import sys
 import time
-import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from harness import (ClusterTest, Connection, Stream, bound, encode_request, main, now, quote,
+from harness import (ClusterTest, Connection, bound, encode_request, main, now, quote,
                      wait_for)
 
 UNDECODABLE = b"\xff\xfe\x80\x00\x01"

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Every error of the contract, provoked; bad input of every kind, on both ports. Nothing here may
 write: after each test the store's revision is what it was before, and all nodes serve."""
-import base64
-import json
 import os
 import random
 import resource
@@ -13,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from harness import (QUICK, Cluster, ClusterTest, Connection, HttpError, bound, encode_request, main,
-                     now, quote, wait_for)
+                     now, wait_for)
 
 MAX_BODY = 1536 * 1024
 
@@ -499,16 +497,18 @@ class PeerPort(ErrorTest):
         leader = cls.cluster.leader()
         cls.victim = next(x for x in cls.cluster.nodes if x is not leader)
         cls.ghost = next(x for x in cls.cluster.nodes if x not in (leader, cls.victim))
-        cls.ids = cls.identities(cls.victim)
+        cls.ids = cls.identities()
         cls.ghost.stop()
 
     @classmethod
-    def identities(cls, node):
-        """The numbers that the peers know each other by, as /v1/cluster shows them."""
-        body = node.get("/v1/cluster").json()
-        ids = {"cluster": int(body["cluster_id"], 16)}
-        for m in body["members"]:
-            ids[m["id"]] = int(m["member_id"], 16)
+    def identities(cls):
+        """The numbers that the peers know each other by, as each keeps them in its directory."""
+        ids = {}
+        for node in cls.cluster.nodes:
+            with open(os.path.join(node.dir, "identity")) as f:
+                members = dict(line.split(" ", 1) for line in f.read().splitlines())
+            ids["cluster"] = int(members["cluster"], 16)
+            ids[node.name] = int(members["member"], 16)
         return ids
 
     def tearDown(self):

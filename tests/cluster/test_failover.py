@@ -14,7 +14,7 @@ import threading
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from harness import (QUICK, Cluster, ClusterTest, Connection, HttpError, bound, main, now, quote,
+from harness import (QUICK, Cluster, ClusterTest, HttpError, bound, main, now, quote,
                      wait_for)
 
 

@@ -7,8 +7,7 @@ import sys
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-import harness
-from harness import Cluster, bound, main, wait_for
+from harness import Cluster, main
 
 VALGRIND = ["valgrind", "--leak-check=full", "--show-leak-kinds=definite,indirect,possible",
             "--errors-for-leak-kinds=definite,indirect", "--error-exitcode=98", "--num-callers=30",
