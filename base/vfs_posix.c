@@ -6,9 +6,6 @@
  * written anything (P57).
  *
  * The files are opened with O_CLOEXEC: a child must not keep a log open. */
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE /* fallocate */
-#endif
 #include "base/vfs.h"
 #include <dirent.h>
 #include <errno.h>

@@ -19,8 +19,8 @@ struct wal;
 
 struct wal_options {
     const struct krd_vfs *vfs;
-    const char *dir;        /* must exist; holds nothing but the log */
-    uint64_t cluster_id;    /* stands in every segment; another one is refused */
+    const char *dir;     /* must exist; holds nothing but the log */
+    uint64_t cluster_id; /* stands in every segment; another one is refused */
     raft_id member_id;
     uint64_t segment_bytes; /* default 64 MiB; tests use a few KiB */
 };
@@ -37,10 +37,11 @@ struct wal_recovered {
     size_t n_entries;
     struct raft_config_state *config; /* newest configuration in the log; NULL: none */
     raft_index config_index;
-    uint64_t time_ms;          /* of the last entry */
-    raft_index checkpoint;     /* newest recorded by wal_checkpoint; 0: none */
-    bool torn_tail;            /* an unsynced tail was cut off */
-    uint64_t torn_offset;      /* where */
+    uint64_t time_ms;      /* of the last entry */
+    raft_index checkpoint; /* newest recorded by wal_checkpoint; 0: none */
+    bool created;          /* there was no log; the caller knows whether that can be */
+    bool torn_tail;        /* an unsynced tail was cut off */
+    uint64_t torn_offset;  /* where */
     char torn_file[256];
 };
 void wal_recovered_deinit(struct wal_recovered *rec); /* releases entries, runs, config */
@@ -59,6 +60,9 @@ void wal_append(struct wal *w, const struct raft_write *writes, size_t n_writes)
 /* Records durably that the state machine is safe on its own up to index. With the next batch, or
  * at once when flush. */
 void wal_checkpoint(struct wal *w, raft_index index, bool flush);
+/* Proves the last batch synced by a small one behind it, if that has not happened yet: what a crash
+ * may leave and what would be damage can then be told apart. For moments of idleness. */
+void wal_mark(struct wal *w);
 /* Removes whole segments of which every entry is at or below index. Thread: the writer. */
 void wal_cut(struct wal *w, raft_index index);
 /* Reads entries [first, last] until bytes_max is passed (at least one); verifies each. *entries is
@@ -91,6 +95,14 @@ void wal_writer_stop(struct wal_writer *t);
 void wal_writer_append(struct wal_writer *t, const struct raft_write *write);
 void wal_writer_fetch(struct wal_writer *t, const struct raft_fetch *fetch);
 void wal_writer_checkpoint(struct wal_writer *t, raft_index index);
+/* The files are removed by a thread of their own; wal_writer_first_index tells when the log has
+ * become shorter. */
 void wal_writer_cut(struct wal_writer *t, raft_index index);
+/* As of the last turn of the writer. Any thread. */
+raft_index wal_writer_first_index(const struct wal_writer *t);
+uint64_t wal_writer_bytes(const struct wal_writer *t);
+/* True while the next segment cannot be prepared (disk full): what is there still takes what is
+ * under way, but users' writes should be refused now. Any thread. */
+bool wal_writer_starved(const struct wal_writer *t);
 
 #endif
