@@ -63,7 +63,7 @@ HTTP_SRC   := http/json_in.c http/json_out.c http/listen.c http/query.c http/rou
 GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
 
-UNIT_TESTS :=
+UNIT_TESTS := test_peer_frame test_peer_tcp
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash
@@ -129,6 +129,7 @@ build/deps-checked: Makefile
 # library: a test of the pure core drags no HTTP in, and may bring its own of what it replaces.
 # NAME_SRC: what else it is made of. UNIT_CHECKS: scripts that close with "N passed, N failed".
 test_raft_random_SRC := tests/raft/sim.c
+test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
 test_wal_SRC         := tests/unit/simdisk.c tests/unit/wal_model.c
 UNIT_CHECKS          :=
 TEST_FLAVOURS        := release clang asan tsan
@@ -144,6 +145,17 @@ $(B)/tests/%: $(B)/tests/unit/%.o $$(call obj,$$($$*_SRC)) $(B)/libkvraftd.a
 	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_HTTP) $(LIBS_KV) $(LIBS_BASE) -lcmocka -lm
 
 $(B)/tests/unit/%.o $(B)/tests/raft/%.o: | $(GEN_HDR)
+
+# The fuzzer of the peer protocol; not part of test, which runs its corpus. bench-peer: see the file.
+.PHONY: fuzz-frame bench-peer
+fuzz-frame:
+	$(Q)$(MAKE) --no-print-directory FLAVOUR=fuzz build/fuzz/fuzz_frame
+	@echo "build/fuzz/fuzz_frame -max_len=20000 -rss_limit_mb=600 NEW_INPUTS tests/fuzz/corpus_frame"
+bench-peer: $(B)/bench/peer_loopback
+$(B)/fuzz_frame: $(call obj,tests/fuzz/fuzz_frame.c raft/peer_frame.c raft/entry.c raft/message.c $(BASE_SRC))
+	$(Q)$(CC) $(OUR_LDFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^
+$(B)/bench/peer_loopback: $(call obj,bench/peer_loopback.c raft/entry.c raft/message.c $(PEER_SRC) $(BASE_SRC))
+	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^
 
 .PHONY: unit-tests test check
 unit-tests: $(UNIT_TESTS:%=$(B)/tests/%)

@@ -5,11 +5,14 @@
  * on CONTROL overtakes what waits on BULK. Within a channel order is kept while a connection
  * lives; a lost connection loses what was on it, and senders must cope.
  *
- * The wire (peer_tcp.c draws it): a handshake with magic, protocol version, cluster id, sender's
+ * The wire (peer_frame.h draws it): a handshake with magic, protocol version, cluster id, sender's
  * and receiver's member id, the sender's boot number and channel; then frames of
- * | crc32c | length | kind | zero | body |, the body 8-aligned in the receiver's blob.
+ * | crc32c | length | kind | zero | head length | body |, the body 8-aligned in the receiver's
+ * blob.
  *
- * Thread: all calls and all callbacks on the loop's thread. Nothing blocks. */
+ * Thread: all calls and all callbacks on the loop's thread. Nothing blocks. Callbacks come out of
+ * the loop's handlers and out of tick, never out of the other calls, and may themselves call all of
+ * them but tick and destroy. */
 #ifndef KRD_RAFT_PEER_H
 #define KRD_RAFT_PEER_H
 
@@ -28,17 +31,21 @@ struct peer_transport;
 
 struct peer_callbacks {
     void *arg;
-    /* A whole, verified frame. body lies in blob, 8-aligned; take a reference to keep it. */
+    /* A whole frame. body lies in blob, 8-aligned; take a reference to keep it. The head that was
+     * sent is verified; records behind it carry checksums of their own, to be verified by whoever
+     * parses them (raft_entry_parse, raft_message_decode). */
     void (*frame)(void *arg, raft_id from, enum peer_frame_kind kind, struct krd_blob *blob,
                   struct slice body);
     /* Our own connections to this member are up (both channels): queued messages flow. */
     void (*up)(void *arg, raft_id peer);
-    /* A connection broke; messages on it may be lost. */
+    /* One of our own connections to it broke; messages on it may be lost. May come once for each
+     * channel before the next up. */
     void (*down)(void *arg, raft_id peer);
     /* The member's process is gone: a connection was reset or closed and a new one at once
      * refused, or it came back with a higher boot number. */
     void (*lost)(void *arg, raft_id peer);
-    /* Somebody was turned away: another cluster, a wrong id, a wrong version, garbage. */
+    /* Somebody was turned away: another cluster, a wrong id, a wrong version, garbage, a damaged
+     * frame. Strangers decide how often: do no work here that they should not cause. */
     void (*refused)(void *arg, const char *address, const char *reason);
 };
 
@@ -61,7 +68,8 @@ struct peer_transport_ops {
     void (*flush)(struct peer_transport *t);
     /* Reconnects that are due, hello and idle timeouts. now_ms: monotonic. */
     void (*tick)(struct peer_transport *t, uint64_t now_ms);
-    /* Adds a member or changes its address ("host:port", resolved off the loop). */
+    /* Adds a member or changes its address ("host:port", resolved off the loop). A changed one
+     * drops what was queued to it. Our own id: ignored. */
     void (*set_peer)(struct peer_transport *t, raft_id id, const char *address);
     void (*remove_peer)(struct peer_transport *t, raft_id id);
     /* False when unknown. */
@@ -77,8 +85,8 @@ struct peer_tcp_options {
     const char *listen; /* "host:port", "[::1]:12000", ":12000" (all addresses) */
     uint64_t cluster_id;
     raft_id id;
-    uint64_t boot; /* grows with every start of this member */
-    size_t queue_bytes_max;   /* per connection; default 64 MiB on bulk, 4 MiB on control */
+    uint64_t boot;             /* grows with every start of this member */
+    size_t queue_bytes_max;    /* per connection; default 64 MiB on bulk; control: a 16th of it */
     uint32_t reconnect_ms_min; /* default 10, doubled with jitter up to reconnect_ms_max */
     uint32_t reconnect_ms_max; /* default 1000 */
     uint64_t seed;

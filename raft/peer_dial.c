@@ -282,8 +282,8 @@ static void come_up(struct peer_link *l, uint64_t boot)
     l->was_up = true;
     if (!both_up(m))
         return;
-    krd_info("peer connected", "peer=%" PRIu64 " address=\"%s\" boot=%" PRIu64, m->id, m->address,
-             boot);
+    krd_debug("peer connected", "peer=%" PRIu64 " address=\"%s\" boot=%" PRIu64, m->id, m->address,
+              boot);
     t->cb.up(t->cb.arg, m->id);
 }
 

@@ -73,7 +73,7 @@ struct peer_member *peer_member_find(struct peer_tcp *t, raft_id id)
 static void tell_lost(struct peer_member *m, const char *how)
 {
     struct peer_tcp *t = m->t;
-    krd_warn("peer's process is gone", "peer=%" PRIu64 " boot=%" PRIu64 " seen_by=\"%s\"", m->id,
+    krd_info("peer's process is gone", "peer=%" PRIu64 " boot=%" PRIu64 " seen_by=\"%s\"", m->id,
              m->boot, how);
     t->cb.lost(t->cb.arg, m->id);
 }
