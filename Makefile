@@ -63,7 +63,7 @@ HTTP_SRC   := http/json_in.c http/json_out.c http/listen.c http/query.c http/rou
 GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
 
-UNIT_TESTS := test_peer_frame test_peer_tcp
+UNIT_TESTS := test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash

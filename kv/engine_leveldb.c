@@ -27,7 +27,26 @@
  * put them into neighbouring files of a level. Version 1.23 can then compact the file with a
  * deletion without the file with the value that it deleted: the value comes back (LevelDB's issue
  * 887, mended after 1.23). Where compaction keeps one version a key this cannot happen, and
- * iterators do not stop it from doing so: they hold on to files instead.
+ * iterators do not stop it from doing so: they hold on to files instead. (A random load of puts and
+ * deletes showed deleted keys after 54,000 to 534,000 operations with snapshots held now and then;
+ * none in 5 million with iterators held.)
+ *
+ * Why unsynced batches with a recovery pass, and not gathering in memory with synced batches. Tried
+ * on 2 cores, ext4, 300,000 entries of two records of 256 bytes as fast as they go; memtable 8 MiB,
+ * a checkpoint every 64 MiB from another thread, against an overlay handed over to a flushing
+ * thread. Entries a second and the longest time that one batch took, the best and the worst of two
+ * runs:
+ *
+ *     entries a batch               1              16             256
+ *     unsynced, checkpoints    189 k/s  17 ms  208 k/s  27 ms  255 k/s  0.3 s    checkpoint 6-16 ms
+ *     overlay, synced 1 MiB    221 k/s  0.4 s  218 k/s  0.7 s  240 k/s  0.7 s    flush 7-13 ms
+ *     overlay, synced 4 MiB    201 k/s  0.7 s  199 k/s  0.7 s  197 k/s  1.1 s    flush 32-70 ms
+ *
+ * Both end where compaction does, so speed does not decide. Synced batches stop for as long as
+ * LevelDB does, all gathered entries behind them; reads must look in two places, ranges and
+ * snapshots as well, in all the code above, for ever. The pass is 400 lines that run once a start
+ * and that crash images can exhaust. A checkpoint is cheap because LevelDB deletes log files: there
+ * are never more than two memtables' worth to sync.
  *
  * Failures: whatever LevelDB reports once it is open ends the process (krd_fatal); the state is
  * rebuilt by replaying the log from the last checkpoint. Opening reports to the caller. */
