@@ -8,7 +8,8 @@
  * knows the next revision that it needs and never takes another).
  *
  * Registration is exact: a new watcher without `from` starts right behind the newest revision that
- * its group has taken in. */
+ * the apply thread has published, which is at or beyond every write that was answered before; that
+ * revision is what kv_watch_synced_revision says then. */
 #ifndef KRD_KV_WATCH_H
 #define KRD_KV_WATCH_H
 
@@ -24,9 +25,10 @@ struct kv_watch_spec {
     bool no_put, no_delete;
 };
 
-/* Calls on the group's thread, from inside the group's functions. events: all of one revision that
- * match, in order. The memory is the group's; what is kept must be copied. Return false when no
- * more can be taken for now (these events were taken): the watcher rests until kv_watch_resume. */
+/* Calls on the group's thread, from inside kv_watch_run. events: all of one revision that match, in
+ * order. The memory is the group's; what is kept must be copied. Return false when no more can be
+ * taken for now (these events were taken): the watcher rests until kv_watch_resume. Watchers may be
+ * opened, resumed and closed from inside, the one that is called included. */
 struct kv_watch_sink {
     void *arg;
     bool (*events)(void *arg, int64_t revision, const struct kv_event *events, size_t n);
@@ -34,8 +36,9 @@ struct kv_watch_sink {
     void (*compacted)(void *arg, int64_t compact_revision);
 };
 
-/* wake is called on the apply thread when something was published to an idle group; the owner then
- * calls kv_watch_run on its own thread. */
+/* wake asks the owner to call kv_watch_run on its own thread. It is called on the apply thread when
+ * something was published to an idle group (it must not block, nor call in here), and on the
+ * group's own thread by kv_watch_open and kv_watch_resume when there is history to read. */
 struct kv_watch_group *kv_watch_group_create(struct kv_store *s, void (*wake)(void *arg),
                                              void *arg);
 void kv_watch_group_destroy(struct kv_watch_group *g); /* asserts that no watcher is left */
@@ -43,6 +46,8 @@ void kv_watch_group_destroy(struct kv_watch_group *g); /* asserts that no watche
  * (catch-up has more to read). */
 bool kv_watch_run(struct kv_watch_group *g);
 
+/* KRD_BAD_REQUEST: the range is empty, or from is negative. A `from` below the compacted revision
+ * is told by sink->compacted, from kv_watch_run. */
 KRD_MUST_CHECK enum krd_status kv_watch_open(struct kv_watch_group *g,
                                              const struct kv_watch_spec *spec,
                                              const struct kv_watch_sink *sink,
