@@ -57,8 +57,9 @@ KV_SRC     := kv/apply.c kv/chain.c kv/change.c kv/check.c kv/compact.c kv/engin
 SERVER_SRC := server/apply_loop.c server/face.c server/flags.c server/forward.c server/identity.c \
               server/metrics.c server/node.c server/proposals.c server/raft_loop.c server/replica.c \
               server/upkeep.c
-HTTP_SRC   := http/json_in.c http/json_out.c http/listen.c http/query.c http/route.c http/server.c \
-              http/txn_json.c
+HTTP_SRC   := http/cluster_rest.c http/hraftd.c http/json_in.c http/json_out.c http/kv_rest.c \
+              http/lease_rest.c http/listen.c http/metrics.c http/ops.c http/query.c http/request.c \
+              http/route.c http/server.c http/txn_json.c http/txn_rest.c http/watch_rest.c
 
 GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
