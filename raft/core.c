@@ -313,7 +313,7 @@ static bool settle_newer(struct raft *r, const struct raft_message *m)
         return true; /* nobody is in that term yet. thesis 9.6 */
     if (m->type == RAFT_MSG_PREVOTE_REPLY && m->u.vote_reply.granted)
         return true; /* the term that we asked about */
-    if (m->type == RAFT_MSG_VOTE && !m->u.vote.transfer && leader_is_heard(r))
+    if (m->type == RAFT_MSG_VOTE && !m->u.vote.transfer && hears_leader_other_than(r, m->from))
         return false; /* somebody who was cut off may not depose a leader that works. §6, end */
     become_follower(r, m->term, comes_from_leader(m->type) ? m->from : 0);
     return true;

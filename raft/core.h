@@ -220,8 +220,8 @@ void on_vote(struct raft *r, const struct raft_message *m);
 void on_vote_reply(struct raft *r, const struct raft_message *m);
 void on_timeout_now(struct raft *r, const struct raft_message *m);
 void own_vote_durable(struct raft *r);
-/* True while a leader is heard: votes are refused without a look at their term. */
-bool leader_is_heard(const struct raft *r);
+/* While this is true, its requests for votes are refused without a look at their term. */
+bool hears_leader_other_than(const struct raft *r, raft_id candidate);
 void transfer_proceed(struct raft *r);
 
 /* replicate.c */

@@ -35,11 +35,12 @@ static void restart_timer(struct raft *r)
     draw_timeout(r);
 }
 
-bool leader_is_heard(const struct raft *r)
+/* The leader itself is free to ask: it knows best that it does not lead any more. */
+bool hears_leader_other_than(const struct raft *r, raft_id candidate)
 {
     if (r->role == RAFT_LEADER)
         return true;
-    return r->leader != 0 && r->since_leader < r->options.election_ticks;
+    return r->leader != 0 && r->leader != candidate && r->since_leader < r->options.election_ticks;
 }
 
 /* §5.4.1: the later term wins, then the longer log. */
@@ -139,7 +140,7 @@ void on_prevote(struct raft *r, const struct raft_message *m)
 {
     KRD_ASSERT(m->term >= r->term);
     bool could_vote = m->term > r->term || r->vote == m->from || (r->vote == 0 && r->leader == 0);
-    bool granted = could_vote && !leader_is_heard(r) &&
+    bool granted = could_vote && !hears_leader_other_than(r, m->from) &&
                    up_to_date(r, m->u.vote.last_term, m->u.vote.last_index);
 
     struct raft_message reply = message_to(r, RAFT_MSG_PREVOTE_REPLY, m->from);

@@ -74,6 +74,7 @@ struct sim {
     struct sim_message *queue;            /* in the order in which they were sent */
     size_t n_queue, queue_cap;
     struct krd_buf *out; /* where effects are described; NULL: nowhere */
+    bool unwatched;      /* stories in which members lie: the watchdogs would bark */
 
     struct sim_committed *committed; /* [0] is of index 1 */
     size_t n_committed, committed_cap;
