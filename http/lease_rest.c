@@ -151,7 +151,7 @@ static void read_leases(struct http_req *r)
     for (size_t i = 0; i < n; i++) {
         jout_object(&j, NULL);
         lease_members(&j, &leases[i]);
-        jout_i64(&j, "keys", leases[i].keys);
+        jout_i64(&j, "key_count", leases[i].keys);
         jout_end_object(&j);
     }
     jout_end_array(&j);
