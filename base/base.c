@@ -37,21 +37,18 @@ int krd_status_http(enum krd_status st)
 
 void krd_assert_failed(const char *expr, const char *file, int line, const char *fn)
 {
-    krd_log_flush();
     char text[512];
     int n =
         snprintf(text, sizeof text,
                  "level=error msg=\"assertion failed: this is a defect of kvraftd, please report "
                  "it\" at=%s:%d in=%s expression=\"%s\"\n",
                  file, line, fn, expr);
-    ssize_t ignored = write(STDERR_FILENO, text, (size_t)n < sizeof text ? (size_t)n : sizeof text);
-    (void)ignored;
+    krd_log_last_words(text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
     abort();
 }
 
 void krd_fatal(const char *fmt, ...)
 {
-    krd_log_flush();
     char text[2048];
     int n =
         snprintf(text, sizeof text, "level=error msg=\"fatal: stopping to keep the data safe\" ");
@@ -63,8 +60,7 @@ void krd_fatal(const char *fmt, ...)
     if (n > 0)
         at = at + (size_t)n < sizeof text - 2 ? at + (size_t)n : sizeof text - 2;
     text[at++] = '\n';
-    ssize_t ignored = write(STDERR_FILENO, text, at);
-    (void)ignored;
+    krd_log_last_words(text, at);
     _exit(70);
 }
 

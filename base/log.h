@@ -19,10 +19,13 @@ enum krd_log_format { KRD_LOG_LOGFMT, KRD_LOG_JSON };
 /* Starts the writer thread. Before that (and after stop) lines are written directly.
  * node: stands in each line; copied. */
 void krd_log_start(enum krd_log_level min, enum krd_log_format format, const char *node);
-/* Writes what is queued and joins the thread. Called twice: the second does nothing. */
+/* Writes what is queued and joins the thread; gives up when a slow reader has cost a second.
+ * Called twice: the second does nothing. */
 void krd_log_stop(void);
-/* Writes out what is queued from whatever thread, for the last words of a fatal error. */
+/* Writes out what is queued from whatever thread; gives up as krd_log_stop does. */
 void krd_log_flush(void);
+/* The same, then a line as it is: for a process that is about to end. */
+void krd_log_last_words(const char *line, size_t n);
 bool krd_log_enabled(enum krd_log_level level);
 
 /* Per call site: how many lines this second. Static storage, zeroed. */
