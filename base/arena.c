@@ -3,7 +3,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#define CHUNK_BYTES 4096u
+#define CHUNK_BYTES     4096u
+#define CHUNK_BYTES_MAX (1u << 20) /* but for a single larger allocation */
 
 struct krd_arena_chunk {
     struct krd_arena_chunk *next;
@@ -13,11 +14,12 @@ struct krd_arena_chunk {
 
 void *krd_arena_alloc(struct krd_arena *a, size_t n)
 {
+    KRD_ASSERT(n <= SIZE_MAX / 2);
     n = (n + 15) & ~(size_t)15;
     if (a->chunks == NULL || a->chunks->cap - a->used < n) {
         /* Chunks double, so that a large user makes few of them. */
         size_t cap = a->chunks == NULL ? CHUNK_BYTES - sizeof(struct krd_arena_chunk)
-                                       : krd_min_size(a->chunks->cap * 2, 1u << 20);
+                                       : krd_min_size(a->chunks->cap * 2, CHUNK_BYTES_MAX);
         struct krd_arena_chunk *c = krd_alloc(sizeof *c + krd_max_size(cap, n));
         c->cap = krd_max_size(cap, n);
         c->next = a->chunks;
@@ -55,23 +57,30 @@ char *krd_arena_printf(struct krd_arena *a, const char *fmt, ...)
     return s;
 }
 
-void krd_arena_reset(struct krd_arena *a)
+static void free_chunks(struct krd_arena_chunk *c)
 {
-    if (a->chunks == NULL)
-        return;
-    struct krd_arena_chunk *c = a->chunks->next;
     while (c != NULL) {
         struct krd_arena_chunk *next = c->next;
         krd_free(c);
         c = next;
     }
+}
+
+void krd_arena_reset(struct krd_arena *a)
+{
+    if (a->chunks == NULL)
+        return;
+    if (a->chunks->cap > CHUNK_BYTES_MAX) { /* one large request must not be paid for ever */
+        krd_arena_deinit(a);
+        return;
+    }
+    free_chunks(a->chunks->next);
     a->chunks->next = NULL;
     a->used = 0;
 }
 
 void krd_arena_deinit(struct krd_arena *a)
 {
-    krd_arena_reset(a);
-    krd_free(a->chunks);
+    free_chunks(a->chunks);
     *a = (struct krd_arena)KRD_ARENA_INIT;
 }

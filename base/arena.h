@@ -18,7 +18,7 @@ void *krd_arena_alloc(struct krd_arena *a, size_t n);
 void *krd_arena_zalloc(struct krd_arena *a, size_t n);
 struct slice krd_arena_copy(struct krd_arena *a, struct slice s);
 char *krd_arena_printf(struct krd_arena *a, const char *fmt, ...) KRD_PRINTF(2, 3);
-/* Forgets everything but keeps one chunk for the next round. */
+/* Forgets everything but keeps one chunk, of 1 MiB at most, for the next round. */
 void krd_arena_reset(struct krd_arena *a);
 void krd_arena_deinit(struct krd_arena *a);
 #endif
