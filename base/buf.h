@@ -64,7 +64,8 @@ struct krd_reader {
 };
 static inline struct krd_reader krd_reader_of(struct slice s)
 {
-    return (struct krd_reader){s.ptr, s.ptr + s.len, false};
+    /* C knows no sum of NULL and 0. */
+    return (struct krd_reader){s.ptr, s.len > 0 ? s.ptr + s.len : s.ptr, false};
 }
 struct slice krd_read_bytes(struct krd_reader *r, size_t n);
 uint8_t krd_read_u8(struct krd_reader *r);

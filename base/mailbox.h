@@ -22,12 +22,14 @@ struct krd_mailbox {
 
 /* KRD_IO when no eventfd can be had. */
 KRD_MUST_CHECK enum krd_status krd_mailbox_init(struct krd_mailbox *b);
-/* Asserts that nothing is queued. */
+/* Asserts that nothing is queued. The producers must have ended: a put whose mail was taken may
+ * still be about to write to the eventfd. */
 void krd_mailbox_deinit(struct krd_mailbox *b);
 void krd_mailbox_put(struct krd_mailbox *b, struct krd_mail *m);
 /* NULL when empty. */
 struct krd_mail *krd_mailbox_take(struct krd_mailbox *b);
-/* Owner only: blocks until something is queued or timeout_ms passes (-1: for ever). */
+/* Owner only: blocks until something is queued or timeout_ms passes (-1: for ever). Now and then
+ * returns early: a signal, or the late wake-up of a mail that was taken already. */
 void krd_mailbox_wait(struct krd_mailbox *b, int timeout_ms);
 
 #endif
