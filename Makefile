@@ -64,7 +64,7 @@ HTTP_SRC   := http/cluster_rest.c http/hraftd.c http/json_in.c http/json_out.c h
 GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
 
-UNIT_TESTS := test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover
+UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash
