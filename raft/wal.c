@@ -39,9 +39,10 @@
 #include "base/log.h"
 #include <errno.h>
 
-#define ZERO_SLICE_BYTES  (1024u * 1024)
-#define KEEP_BUFFER_BYTES (8u * 1024 * 1024) /* a larger one is given back after its batch */
-#define SLOW_SYNC_US      100000
+#define ZERO_SLICE_BYTES       (1024u * 1024)
+#define KEEP_BUFFER_BYTES      (8u * 1024 * 1024) /* a larger one is given back after its batch */
+#define SLOW_SYNC_US           100000
+#define SHORTEST_SEGMENT_BYTES (64u * 1024)
 
 char *wal_path(const struct wal *w, const char *name)
 {
@@ -215,6 +216,20 @@ static int name_segment(struct wal *w, uint64_t number, const struct wal_spare *
     return 0;
 }
 
+/* No spare was ready. On a full disk a shorter segment is better than none: the node can start and
+ * take what makes room (P69). */
+static int make_in_time_of_need(struct wal *w, const char *name, struct wal_spare *out,
+                                const char **step)
+{
+    uint64_t bytes = w->segment_bytes;
+    int r = wal_spare_make(w->vfs, w->dir, name, bytes, NULL, NULL, out, step);
+    while (r == -ENOSPC && bytes / 4 >= SHORTEST_SEGMENT_BYTES) {
+        bytes /= 4;
+        r = wal_spare_make(w->vfs, w->dir, name, bytes, NULL, NULL, out, step);
+    }
+    return r;
+}
+
 int wal_next_segment(struct wal *w, const char **step)
 {
     struct wal_map *m = &w->map;
@@ -226,7 +241,7 @@ int wal_next_segment(struct wal *w, const char **step)
         char name[WAL_NAME_BYTES + 4];
         wal_segment_name(number, name);
         strcat(name, ".tmp");
-        r = wal_spare_make(w->vfs, w->dir, name, w->segment_bytes, NULL, NULL, &spare, step);
+        r = make_in_time_of_need(w, name, &spare, step);
     }
     if (r == 0)
         r = name_segment(w, number, &spare, step);

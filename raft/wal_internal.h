@@ -74,7 +74,6 @@ enum wal_first {
     WAL_FIRST_VALID,   /* a frame that continues the log begins here */
     WAL_FIRST_ZERO,    /* never written */
     WAL_FIRST_TORN,    /* the beginning of such a frame's first sector, then zeros */
-    WAL_FIRST_STALE,   /* a whole sector of an earlier frame: left from a tail that was cut */
     WAL_FIRST_SPECK,   /* zeros but for a few bytes */
     WAL_FIRST_GARBAGE, /* anything else */
     WAL_FIRST_COUNT,
@@ -82,14 +81,14 @@ enum wal_first {
 /* What follows: after VALID the frame's other sectors, else everything to the end of the file. */
 enum wal_rest {
     WAL_REST_WHOLE,   /* VALID: all there. Else: all zeros */
-    WAL_REST_MISSING, /* VALID: some zero, torn or stale. Else: some sectors of this very frame */
+    WAL_REST_MISSING, /* VALID: some zero or torn. Else: some sectors of this very frame */
     WAL_REST_DAMAGED, /* VALID: some that no crash leaves. Else: bytes that belong to nothing */
     WAL_REST_COUNT,
 };
 enum wal_verdict {
     WAL_ACCEPT,  /* take the frame, go on behind it */
-    WAL_END,     /* the log ends here; what is not zero behind it is made zero */
-    WAL_CUT,     /* as END, and a frame that was never synced is given up */
+    WAL_END,     /* the log ends here */
+    WAL_CUT,     /* the log ends here, and a frame that was never synced is given up */
     WAL_CORRUPT, /* stop and tell the operator */
 };
 enum wal_verdict wal_judge(enum wal_first first, enum wal_rest rest, bool later);

@@ -7,14 +7,17 @@
  *      segment is verified and retold to the map, in order; each further opening must say exactly
  *      what the map says by then.
  *   4. In the last segment, the first sector that is not a valid next frame is judged by the table
- *      below. What is behind the end is made zero, the last frame is written once more, and all of
- *      it is synced before anyone may rely on it: what we have read may be in the kernel's memory
- *      only, even if an fdatasync was tried (and failed) before the process ended.
+ *      below. The last frame is written once more and synced before anyone may rely on it: what we
+ *      have read may be in the kernel's memory only, even if an fdatasync was tried (and failed)
+ *      before the process ended.
  *   5. Leftovers are removed.
+ *   6. If anything but zeros is behind the end, that segment is left as it is and the next one is
+ *      begun; its opening says where the log ended. So nothing is ever written over something
+ *      that was given up (such a write could tear as well, and would then look like damage), and
+ *      it stays there to be looked at. It costs a segment for each crash that tears a batch.
  *
- * A crash in any of these steps leaves a log that recovers to the same content: 4 writes only zeros
- * where something was given up and the same bytes where something was kept, and 5 removes what
- * nobody needs.
+ * A crash in any of these steps leaves a log that recovers to the same content: 4 writes the bytes
+ * that are there, 5 removes what nobody needs, 6 adds a segment or does not.
  *
  * The table. `first` is the sector in which the next frame should begin, `rest` what follows (the
  * frame's own sectors when first is valid, else everything up to the end of the file), `later`
@@ -29,15 +32,15 @@
  *   zero     missing  no     cut      a batch whose first sector never arrived
  *   zero     damaged  no     end      bytes in unused space: damage, but of nothing
  *   torn     any      no     cut      a batch whose first sector was being written
- *   stale    any      no     end      left from a tail that was cut before: as good as zero
  *   speck    whole    no     end      a few bytes in unused space
  *   speck    damaged  no     end      the same, in several places
  *   else                     corrupt  whole once, and not any more
  *
  * What cannot be told apart: a last batch that was acknowledged and whose sectors have since been
  * lost to zeros looks like one that was never written. We assume the crash. The window is one
- * batch, until another one or the marker of an idle moment stands behind it. And: garbage that
- * fills the very sector behind the end could be a frame that rotted. We assume that, and refuse. */
+ * batch, until another one or the marker of an idle moment stands behind it; only zeros that
+ * reach from a batch over all that follows to the end leave no witness. And: garbage that fills
+ * the very sector behind the end could be a frame that rotted. We assume that, and refuse. */
 #include "raft/wal_internal.h"
 
 #include "base/log.h"
@@ -60,15 +63,16 @@ enum wal_verdict wal_judge(enum wal_first first, enum wal_rest rest, bool later)
         uint8_t first, rest, later;
         enum wal_verdict verdict;
     } table[] = {
-        {F(VALID), R(WHOLE), ANY, WAL_ACCEPT}, /**/
-        {F(VALID), R(MISSING), NO, WAL_CUT},   /**/
-        {F(ZERO), R(WHOLE), NO, WAL_END},      /**/
-        {F(ZERO), R(MISSING), NO, WAL_CUT},    /**/
-        {F(ZERO), R(DAMAGED), NO, WAL_END},    /**/
-        {F(TORN), ANY, NO, WAL_CUT},           /**/
-        {F(STALE), ANY, NO, WAL_END},          /**/
-        {F(SPECK), R(WHOLE), NO, WAL_END},     /**/
-        {F(SPECK), R(DAMAGED), NO, WAL_END},   /**/
+        /* clang-format off */
+        {F(VALID), R(WHOLE),   ANY, WAL_ACCEPT},
+        {F(VALID), R(MISSING), NO,  WAL_CUT},
+        {F(ZERO),  R(WHOLE),   NO,  WAL_END},
+        {F(ZERO),  R(MISSING), NO,  WAL_CUT},
+        {F(ZERO),  R(DAMAGED), NO,  WAL_END},
+        {F(TORN),  ANY,        NO,  WAL_CUT},
+        {F(SPECK), R(WHOLE),   NO,  WAL_END},
+        {F(SPECK), R(DAMAGED), NO,  WAL_END},
+        /* clang-format on */
     };
     for (size_t i = 0; i < KRD_ARRAY_LEN(table); i++)
         if ((table[i].first & 1u << first) && (table[i].rest & 1u << rest) &&
@@ -101,7 +105,8 @@ struct recovery {
     struct raft_entry *entries;
     size_t n_entries, cap_entries;
     uint64_t last_frame; /* offset of the last accepted frame in the last segment */
-    bool torn;
+    bool torn;           /* a frame was given up */
+    bool soiled;         /* something but zeros is behind the end */
     char *err;
 };
 
@@ -520,8 +525,6 @@ static enum wal_first look_at_first(struct recovery *r, const uint8_t *p, uint64
     if (wal_is_zero(p, WAL_SECTOR_BYTES))
         return WAL_FIRST_ZERO;
     if (wal_sector_verify(p, r->scan.seed, no, w->next_seq, &seq, &first)) {
-        if (seq < w->next_seq)
-            return WAL_FIRST_STALE;
         if (seq == w->next_seq && first && wal_frame_decode(p, h) == KRD_OK && h->seq == seq &&
             h->segment == number && h->prev_chain == w->chain)
             return WAL_FIRST_VALID;
@@ -548,9 +551,8 @@ static enum wal_rest look_at_body(const struct recovery *r, const uint8_t *p, ui
         uint64_t seq;
         bool first;
         if (wal_sector_verify(s, r->scan.seed, no + i, h->seq, &seq, &first)) {
-            if (seq > h->seq || (seq == h->seq && first))
+            if (seq != h->seq || first)
                 return WAL_REST_DAMAGED;
-            missing |= seq < h->seq;
         } else {
             if (!wal_is_zero(s, WAL_SECTOR_BYTES) &&
                 !wal_sector_torn(s, r->scan.seed, no + i, h->seq, false, slice_of(NULL, 0)))
@@ -595,6 +597,7 @@ static enum krd_status judge(struct recovery *r, uint64_t number, uint64_t offse
     if (first != WAL_FIRST_VALID)
         rest = b.remains ? WAL_REST_MISSING : b.dirt ? WAL_REST_DAMAGED : WAL_REST_WHOLE;
     *verdict = wal_judge(first, rest, newer || b.later);
+    r->soiled = first != WAL_FIRST_ZERO || b.remains || b.dirt;
     if (*verdict != WAL_CORRUPT)
         return KRD_OK;
 
@@ -647,32 +650,13 @@ static enum krd_status read_segment(struct recovery *r, const struct opened *op,
     return KRD_OK;
 }
 
-/* Everything behind the log's end becomes zero; nothing is written where it is. */
-static int clear_behind(struct recovery *r, struct krd_file *file, uint64_t offset)
-{
-    static const uint8_t zeros[64 * WAL_SECTOR_BYTES];
-    for (; offset < r->scan.size; offset += sizeof zeros) {
-        size_t n = krd_min_u64(sizeof zeros, r->scan.size - offset);
-        const uint8_t *p = wal_scan_at(&r->scan, offset, n);
-        if (p == NULL)
-            return r->scan.error;
-        int e = wal_is_zero(p, n) ? 0 : r->w->vfs->pwrite(file, zeros, n, offset);
-        if (e < 0)
-            return e;
-    }
-    return 0;
-}
-
 static enum krd_status secure_tail(struct recovery *r, struct krd_file *file)
 {
     struct wal *w = r->w;
     const struct wal_segment *s = wal_map_current(&w->map);
     size_t n = s->end - r->last_frame;
-    int e = clear_behind(r, file, s->end);
-    if (e == 0) {
-        const uint8_t *p = wal_scan_at(&r->scan, r->last_frame, n);
-        e = p == NULL ? r->scan.error : w->vfs->pwrite(file, p, n, r->last_frame);
-    }
+    const uint8_t *p = wal_scan_at(&r->scan, r->last_frame, n);
+    int e = p == NULL ? r->scan.error : w->vfs->pwrite(file, p, n, r->last_frame);
     if (e == 0)
         e = w->vfs->fdatasync(file);
     if (e == 0)
@@ -780,6 +764,19 @@ static enum krd_status create_log(struct recovery *r)
     return e < 0 ? fail_io(r, step, r->w->dir, e) : KRD_OK;
 }
 
+static enum krd_status leave_segment(struct recovery *r)
+{
+    const char *step = "";
+    const struct wal_segment *s = wal_map_current(&r->w->map);
+    char *path = wal_segment_path(r->w, s->number);
+    krd_warn(r->torn ? "the log ended in a batch that was never completely written; it was cut off"
+                     : "the log's unused space held bytes; a new segment was begun",
+             "file=\"%s\" offset=%" PRIu64, path, s->end);
+    krd_free(path);
+    int e = wal_next_segment(r->w, &step);
+    return e < 0 ? fail_io(r, step, r->w->dir, e) : KRD_OK;
+}
+
 static enum krd_status recover(struct recovery *r)
 {
     enum krd_status st = list_directory(r);
@@ -792,9 +789,10 @@ static enum krd_status recover(struct recovery *r)
         st = read_segments(r);
     if (st == KRD_OK)
         st = settle_segments(r);
-    if (st == KRD_OK)
-        remove_leftovers(r);
-    return st;
+    if (st != KRD_OK)
+        return st;
+    remove_leftovers(r); /* first, since one of them may hold the last free space */
+    return r->soiled ? leave_segment(r) : KRD_OK;
 }
 
 static enum krd_status hand_over(struct recovery *r, struct wal_recovered *rec)
@@ -839,8 +837,8 @@ static enum krd_status hand_over(struct recovery *r, struct wal_recovered *rec)
     rec->checkpoint = m->checkpoint;
     rec->created = r->n_numbers == 0;
     rec->torn_tail = r->torn;
-    if (r->torn) {
-        const struct wal_segment *s = &m->segments[m->n_segments - 1];
+    if (r->torn) { /* the segment before the one that was begun because of it */
+        const struct wal_segment *s = &m->segments[m->n_segments - 2];
         char *path = wal_segment_path(r->w, s->number);
         snprintf(rec->torn_file, sizeof rec->torn_file, "%s", path);
         krd_free(path);
