@@ -42,7 +42,8 @@ void kv_engine_checkpoint(struct kv_engine *e);
 struct kv_engine_snapshot *kv_engine_snapshot(struct kv_engine *e);
 void kv_engine_snapshot_release(struct kv_engine *e, struct kv_engine_snapshot *s);
 
-/* The value, krd-owned by the caller through kv_engine_free; false when absent. snap may be NULL. */
+/* The value, krd-owned by the caller through kv_engine_free; false when absent. snap may be NULL.
+ */
 bool kv_engine_get(struct kv_engine *e, struct kv_engine_snapshot *snap, struct slice key,
                    struct slice *value);
 void kv_engine_free(struct slice value);
@@ -50,8 +51,8 @@ void kv_engine_free(struct slice value);
 /* Shows the state of the moment, or the snapshot's. fill_cache false for scans. Seek it first. */
 struct kv_engine_iter *kv_engine_iter_create(struct kv_engine *e, struct kv_engine_snapshot *snap,
                                              bool fill_cache);
-void kv_engine_iter_seek(struct kv_engine_iter *it, struct slice key);          /* first >= key */
-void kv_engine_iter_seek_before(struct kv_engine_iter *it, struct slice key);   /* last < key */
+void kv_engine_iter_seek(struct kv_engine_iter *it, struct slice key);        /* first >= key */
+void kv_engine_iter_seek_before(struct kv_engine_iter *it, struct slice key); /* last < key */
 void kv_engine_iter_next(struct kv_engine_iter *it);
 void kv_engine_iter_prev(struct kv_engine_iter *it);
 bool kv_engine_iter_valid(struct kv_engine_iter *it); /* damage met on the way is fatal */
