@@ -64,7 +64,8 @@ HTTP_SRC   := http/cluster_rest.c http/hraftd.c http/json_in.c http/json_out.c h
 GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
 
-UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover
+UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover \
+              test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash
@@ -129,10 +130,11 @@ build/deps-checked: Makefile
 # tests/unit/NAME.c becomes build/FLAVOUR/tests/NAME. It is linked against all objects but main as a
 # library: a test of the pure core drags no HTTP in, and may bring its own of what it replaces.
 # NAME_SRC: what else it is made of. UNIT_CHECKS: scripts that close with "N passed, N failed".
+test_raft_core_SRC   := tests/raft/sim.c
 test_raft_random_SRC := tests/raft/sim.c
 test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
 test_wal_SRC         := tests/unit/simdisk.c tests/unit/wal_model.c
-UNIT_CHECKS          :=
+UNIT_CHECKS          := tests/unit/core_is_pure.sh
 TEST_FLAVOURS        := release clang asan tsan
 
 $(B)/libkvraftd.a: $(ALL_OBJ)
@@ -145,7 +147,17 @@ $(B)/tests/%: $(B)/tests/unit/%.o $$(call obj,$$($$*_SRC)) $(B)/libkvraftd.a
 	@echo "  LD   $@"
 	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_HTTP) $(LIBS_KV) $(LIBS_BASE) -lcmocka -lm
 
+$(B)/tests/test_raft_transcripts: $(call obj,tests/raft/transcript.c tests/raft/sim.c) $(B)/libkvraftd.a
+	@mkdir -p $(@D)
+	@echo "  LD   $@"
+	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_HTTP) $(LIBS_KV) $(LIBS_BASE) -lcmocka -lm
+
 $(B)/tests/unit/%.o $(B)/tests/raft/%.o: | $(GEN_HDR)
+
+# Rewrites the expected output of tests/raft/*.txt by what comes out now. The diff is the review.
+.PHONY: transcripts
+transcripts: $(B)/tests/test_raft_transcripts
+	$(Q)$< --rewrite
 
 # The fuzzer of the peer protocol; not part of test, which runs its corpus. bench-peer: see the file.
 .PHONY: fuzz-frame bench-peer
