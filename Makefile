@@ -66,7 +66,8 @@ GEN_HDR    := $(GEN_SRC:.c=.h)
 
 UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover \
 UNIT_TESTS += test_http_query test_http_json
-              test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts
+              test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts \
+              test_vfs test_wal test_wal_format test_wal_crash
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash
@@ -134,7 +135,9 @@ build/deps-checked: Makefile
 test_raft_core_SRC   := tests/raft/sim.c
 test_raft_random_SRC := tests/raft/sim.c
 test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
+test_vfs_SRC         := tests/unit/simdisk.c
 test_wal_SRC         := tests/unit/simdisk.c tests/unit/wal_model.c
+test_wal_crash_SRC   := tests/unit/simdisk.c tests/unit/wal_model.c
 UNIT_CHECKS          := tests/unit/core_is_pure.sh
 TEST_FLAVOURS        := release clang asan tsan
 

@@ -91,10 +91,13 @@ static void inode_clean(struct inode *f)
 
 static void inode_sync(struct inode *f)
 {
-    bytes_resize(&f->durable, f->now.len);
+    if (f->size_dirty)
+        bytes_resize(&f->durable, f->now.len);
     for (size_t i = 0; i < f->dirty.len; i++)
         if (f->dirty.p[i]) {
             size_t at = i * SECTOR, n = krd_min_size(SECTOR, f->now.len - at);
+            if (f->durable.len < at + n) /* its length was lost by a failed sync */
+                bytes_resize(&f->durable, at + n);
             memcpy(f->durable.p + at, f->now.p + at, n);
         }
     inode_clean(f);

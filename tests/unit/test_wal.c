@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -578,6 +579,46 @@ static void a_disk_that_fails_at_start_is_reported(void **state)
     reopen(f);
 }
 
+struct full_disk {
+    int calls_that_fail;
+};
+
+static int no_space(void *arg, enum simdisk_op op, const char *path)
+{
+    struct full_disk *full = arg;
+    (void)path;
+    return op == SIMDISK_GROW && full->calls_that_fail-- > 0 ? -ENOSPC : 0;
+}
+
+static void a_full_disk_gets_a_shorter_segment(void **state)
+{
+    struct fixture *f = *state;
+    f->options.segment_bytes = 1024 * 1024;
+    struct full_disk full = {1};
+    simdisk_set_hook(f->disk, no_space, &full);
+    reopen(f);
+    assert_int_equal(wal_bytes(f->w), 256 * 1024);
+    for (raft_index i = 1; i <= 100; i++)
+        model_append(&f->m, f->w, i, 1, 1, 4000);
+    assert_true(segments(f) == 2 && wal_bytes(f->w) == 1280 * 1024);
+    reopen(f);
+    expect_readable(f, 50000);
+}
+
+static void a_disk_without_any_space_is_reported(void **state)
+{
+    struct fixture *f = *state;
+    struct full_disk full = {1000};
+    struct wal_recovered rec;
+    char *err = NULL;
+    simdisk_set_hook(f->disk, no_space, &full);
+    assert_int_equal(wal_open(&f->options, 0, &f->w, &rec, &err), KRD_NO_SPACE);
+    assert_non_null(strstr(err, "reserve space log: No space left on device"));
+    krd_free(err);
+    simdisk_set_hook(f->disk, NULL, NULL);
+    reopen(f);
+}
+
 /* --- Failures of the disk end the process -------------------------------------------------- */
 
 static int sync_fails(void *arg, enum simdisk_op op, const char *path)
@@ -736,6 +777,62 @@ static void the_writer_persists_in_order_and_fetches(void **state)
     assert_int_equal(system(command), 0);
 }
 
+static atomic_bool disk_is_full;
+
+static int fallocate_or_not(struct krd_file *f, uint64_t offset, uint64_t len)
+{
+    return atomic_load(&disk_is_full) ? -ENOSPC : krd_vfs_posix()->fallocate(f, offset, len);
+}
+
+static void await_starved(const struct wal_writer *t, bool starved)
+{
+    for (int i = 0; i < 2000 && wal_writer_starved(t) != starved; i++)
+        poll(NULL, 0, 5);
+    assert_int_equal(wal_writer_starved(t), starved);
+}
+
+static void a_full_disk_is_met_before_a_batch_needs_it(void **state)
+{
+    struct fixture *f = *state;
+    char dir[] = "/tmp/test_wal_XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    struct krd_vfs vfs = *krd_vfs_posix();
+    vfs.fallocate = fallocate_or_not;
+    f->options.vfs = &vfs;
+    f->options.dir = dir;
+    f->options.segment_bytes = 64 * 1024;
+    reopen(f);
+    atomic_store(&disk_is_full, true);
+    struct listener l = {0};
+    assert_int_equal(pipe(l.pipe), 0);
+    struct wal_writer_callbacks cb = {&l, on_persisted, on_fetched, NULL};
+    struct wal_writer *t = wal_writer_start(f->w, &cb);
+    f->w = NULL;
+    struct raft_write wr = model_entries(&f->m, 1, 3, 1, 8000); /* above a quarter: order a spare */
+    model_hard_state(&f->m, &wr, 1, 1, 0);
+    wr.seq = 1;
+    wal_writer_append(t, &wr);
+    model_write_deinit(&wr);
+    await(&l, 1);
+    await_starved(t, true);
+    wr = model_entries(&f->m, 4, 2, 1, 8000); /* what is under way still fits */
+    wr.seq = 2;
+    wal_writer_append(t, &wr);
+    model_write_deinit(&wr);
+    await(&l, 2);
+    atomic_store(&disk_is_full, false);
+    await_starved(t, false);
+    wal_writer_stop(t);
+    reopen(f);
+    wal_close(f->w);
+    f->w = NULL;
+    close(l.pipe[0]);
+    close(l.pipe[1]);
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    assert_int_equal(system(command), 0);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -761,8 +858,11 @@ int main(void)
         T(a_newer_format_is_refused_by_name),
         T(strange_files_do_no_harm),
         T(a_disk_that_fails_at_start_is_reported),
+        T(a_full_disk_gets_a_shorter_segment),
+        T(a_disk_without_any_space_is_reported),
         T(a_failed_write_or_sync_ends_the_process),
         T(the_writer_persists_in_order_and_fetches),
+        T(a_full_disk_is_met_before_a_batch_needs_it),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -743,6 +743,22 @@ static void checkpoint_step(struct lab *lab, struct wal *w, raft_index index)
     STEP(lab, wal_checkpoint(w, index, true));
 }
 
+static bool carry_on(void *arg)
+{
+    (void)arg;
+    return true;
+}
+
+/* As the keeper does it, while the writer writes: here at least between two batches. */
+static void prepare_spare(struct lab *lab, struct wal *w)
+{
+    const char *step;
+    if (w->spare.path == NULL)
+        assert_int_equal(wal_spare_make(w->vfs, w->dir, "spare.tmp", lab->segment_bytes, carry_on,
+                                        NULL, &w->spare, &step),
+                         0);
+}
+
 static void run_workload(struct lab *lab, uint64_t segment_bytes)
 {
     lab->segment_bytes = segment_bytes;
@@ -764,9 +780,13 @@ static void run_workload(struct lab *lab, uint64_t segment_bytes)
     cut_step(lab, w, 8);
     append_step(lab, w, 10, 1, 3, segment_bytes > 4096 ? 3000 : 6000);
     append_step(lab, w, 11, 4, 3, 200);
+    prepare_spare(lab, w);
     hard_state_step(lab, w, 4, 12);
     cut_step(lab, w, 12);
-    append_step(lab, w, 13, 1, 5, 10); /* a conflict takes 13 and 14 away */
+    append_step(lab, w, 15, 2, 4, 1000);
+    prepare_spare(lab, w);
+    append_step(lab, w, 17, 2, 4, 1000);
+    append_step(lab, w, 13, 1, 5, 10); /* a conflict takes 13 to 18 away */
     wal_mark(w);
     wal_close(w);
 }
