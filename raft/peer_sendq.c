@@ -1,9 +1,9 @@
 /* peer_sendq.c - frames that wait for a socket.
  *
- * put copies header and head into the current chunk and adds a piece; if the piece before it ends
- * where this one begins, that one grows instead, so that a burst of heartbeats and replies is one
- * piece. Every record adds a piece of its own. iov shows the front of the queue to writev, sent
- * takes off what the kernel has accepted, which may end within a piece.
+ * put copies header and head into the current chunk and adds a piece; if the piece before it lies
+ * there as well, that one grows instead, so that a burst of heartbeats and replies is one piece.
+ * Every record adds a piece of its own. iov shows the front of the queue to writev, sent takes off
+ * what the kernel has accepted, which may end within a piece.
  *
  * A chunk lives as long as pieces lie in it. When the queue has run empty, the chunk is used again
  * from its start: in the steady state nothing is allocated. */
@@ -71,10 +71,12 @@ static uint8_t *add_copied(struct peer_sendq *q, size_t len)
     q->chunk_used += len;
 
     struct peer_piece *last = q->n > q->first ? &q->pieces[q->n - 1] : NULL;
-    if (last != NULL && last->blob == q->chunk && last->ptr + last->len == at)
+    if (last != NULL && last->blob == q->chunk) {
+        KRD_ASSERT(last->ptr + last->len == at); /* what lies between would be a later piece */
         last->len += len;
-    else
+    } else {
         add_piece(q, at, len, krd_blob_ref(q->chunk));
+    }
     return at;
 }
 

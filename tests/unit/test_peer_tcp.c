@@ -389,8 +389,8 @@ static int actor_start(char address[64])
     return listener;
 }
 
-/* Reads the hello of a connection that was accepted and answers it as member 2 of this boot. */
-static void actor_greet(struct world *w, int fd, uint64_t boot)
+/* Reads the hello of a connection that was accepted. What member 2 would answer is returned. */
+static struct peer_hello actor_read(struct world *w, int fd, uint64_t boot)
 {
     uint8_t bytes[PEER_HELLO_BYTES];
     struct peer_hello h;
@@ -400,8 +400,19 @@ static void actor_greet(struct world *w, int fd, uint64_t boot)
     h.sender = 2;
     h.receiver = 1;
     h.boot = boot;
+    return h;
+}
+
+static void actor_answer(int fd, struct peer_hello h)
+{
+    uint8_t bytes[PEER_HELLO_BYTES];
     peer_hello_encode(&h, bytes);
     put_raw(fd, bytes, sizeof bytes);
+}
+
+static void actor_greet(struct world *w, int fd, uint64_t boot)
+{
+    actor_answer(fd, actor_read(w, fd, boot));
 }
 
 static int actor_accept(struct world *w, int listener)
@@ -409,6 +420,21 @@ static int actor_accept(struct world *w, int listener)
     int fd = -1;
     AWAIT(w, (fd = accept(listener, NULL, NULL)) >= 0);
     return fd;
+}
+
+/* Node 1 with both links up to the actor. */
+static struct node *start_with_actor(struct world *w, int *listener, int fds[2])
+{
+    struct node *a = start(w, (struct start){.id = 1});
+    char address[64];
+    *listener = actor_start(address);
+    a->t->ops->set_peer(a->t, 2, address);
+    for (int i = 0; i < 2; i++) {
+        fds[i] = actor_accept(w, *listener);
+        actor_greet(w, fds[i], 1);
+    }
+    AWAIT(w, a->up[2] == 1);
+    return a;
 }
 
 static void reset_raw(int fd)
@@ -588,6 +614,23 @@ static void control_overtakes_bulk_and_queues_are_bounded(void **state)
     assert_int_equal(a->down[2], 0);
 }
 
+static void what_did_not_fit_goes_on_by_itself_when_there_is_room(void **state)
+{
+    struct world *w = *state;
+    struct node *a, *b;
+    start_pair(w, &a, &b);
+    for (uint64_t i = 0; i < 200; i++) /* more than the kernel takes */
+        assert_true(send_number(a, 2, PEER_BULK, i, 100000));
+    a->t->ops->flush(a->t); /* once */
+    assert_true(status_of(a, 2).queued_bytes > 0);
+    for (uint64_t end = krd_mono_ms() + 20000; b->n_got < 200 && krd_mono_ms() < end;) {
+        krd_loop_run(&a->loop, 1);
+        krd_loop_run(&b->loop, 1);
+    }
+    assert_int_equal(b->n_got, 200);
+    assert_int_equal(krd_loop_run(&a->loop, 0), 0); /* and does not ask for room for ever */
+}
+
 static void a_frame_larger_than_the_queue_passes_when_the_queue_is_empty(void **state)
 {
     struct world *w = *state;
@@ -744,15 +787,8 @@ static void a_later_boot_number_counts_even_in_a_refusal(void **state)
 static void a_dial_that_a_dying_process_drops_is_repeated_at_once(void **state)
 {
     struct world *w = *state;
-    struct node *a = start(w, (struct start){.id = 1});
-    char address[64];
-    int listener = actor_start(address), fds[2];
-    a->t->ops->set_peer(a->t, 2, address);
-    for (int i = 0; i < 2; i++) {
-        fds[i] = actor_accept(w, listener);
-        actor_greet(w, fds[i], 1);
-    }
-    AWAIT(w, a->up[2] == 1);
+    int listener, fds[2];
+    struct node *a = start_with_actor(w, &listener, fds);
     for (int i = 0; i < 2; i++)
         reset_raw(fds[i]);
     int accepted = 0;
@@ -790,6 +826,121 @@ static void a_connection_that_breaks_each_time_is_no_storm(void **state)
     assert_true(dials >= 2 && dials <= 2 * (PEER_AT_ONCE_MAX + 10));
     assert_int_equal(a->lost[2], 0);
     close(listener);
+}
+
+static void a_loss_is_told_once_however_late_its_other_connections_end(void **state)
+{
+    struct world *w = *state;
+    int listener, fds[2];
+    struct node *a = start_with_actor(w, &listener, fds);
+    close(listener);
+    reset_raw(fds[0]);
+    AWAIT(w, a->lost[2] == 1);
+    reset_raw(fds[1]);
+    AWAIT(w, a->down[2] == 2);
+    run_ms(w, 50);
+    assert_int_equal(a->lost[2], 1);
+}
+
+static void a_suspicion_ends_when_the_same_process_is_heard(void **state)
+{
+    struct world *w = *state;
+    int listener, fds[2];
+    struct node *a = start_with_actor(w, &listener, fds);
+    reset_raw(fds[0]);
+    int mute = actor_accept(w, listener); /* the dial after the loss, which gets no answer */
+    int fd = dial_raw(a);
+    assert_int_equal(say_hello(w, fd, hello_from_2()), PEER_WELCOME);
+    close(listener);
+    reset_raw(mute);
+    run_ms(w, 100); /* dials are refused now, but the process speaks */
+    assert_int_equal(a->lost[2], 0);
+    close(fd);
+    AWAIT(w, a->lost[2] == 1);
+    close(fds[1]);
+}
+
+static void connections_of_an_earlier_process_are_closed(void **state)
+{
+    struct world *w = *state;
+    int listener, fds[2];
+    struct node *a = start_with_actor(w, &listener, fds);
+    int old = dial_raw(a);
+    assert_int_equal(say_hello(w, old, hello_from_2()), PEER_WELCOME);
+    int fresh = dial_raw(a);
+    struct peer_hello h = hello_from_2();
+    h.boot = 2;
+    h.channel = PEER_CONTROL;
+    assert_int_equal(say_hello(w, fresh, h), PEER_WELCOME);
+    AWAIT(w, hung_up(fds[0]) && hung_up(fds[1]) && hung_up(old));
+    assert_false(hung_up(fresh));
+    assert_string_equal(a->story, "u2d2d2l2");
+    for (int i = 0; i < 2; i++) {
+        close(fds[i]);
+        fds[i] = actor_accept(w, listener); /* dialled anew */
+        actor_greet(w, fds[i], 2);
+    }
+    AWAIT(w, a->up[2] == 2);
+    assert_int_equal(a->lost[2], 1);
+    close(fds[0]);
+    close(fds[1]);
+    close(old);
+    close(fresh);
+    close(listener);
+}
+
+static void an_answer_with_anything_wrong_is_not_believed(void **state)
+{
+    struct world *w = *state;
+    struct node *a = start(w, (struct start){.id = 1});
+    char address[64];
+    int listener = actor_start(address);
+    a->t->ops->set_peer(a->t, 2, address);
+    for (int i = 0; i < 6; i++) {
+        for (int link = 0; link < 2; link++) {
+            int fd = actor_accept(w, listener);
+            struct peer_hello h = actor_read(w, fd, 1);
+            if (i == 0)
+                h.cluster_id++;
+            else if (i == 1)
+                h.sender = 3;
+            else if (i == 2)
+                h.receiver = 3;
+            else if (i == 3)
+                h.channel ^= 1;
+            else if (i == 4)
+                h.answer = PEER_REFUSED_SENDER;
+            if (i < 5)
+                actor_answer(fd, h);
+            else
+                put_raw(fd, "HTTP/1.1 400 Bad Request\r\n", 26);
+            AWAIT(w, hung_up(fd));
+            close(fd);
+        }
+        w->skew_ms += 1000; /* dialled slowly */
+    }
+    assert_int_equal(a->up[2] + a->lost[2] + a->down[2], 0);
+    close(listener);
+}
+
+/* No tick, so that no back-off ever ends. */
+static void a_member_that_dials_us_is_dialled_at_once(void **state)
+{
+    struct world *w = *state;
+    struct node *a = start(w, (struct start){.id = 1});
+    struct node *b = &w->nodes[2];
+    b->id = 2;
+    snprintf(b->address, sizeof b->address, "127.0.0.1:%d", free_port());
+    know(a, b);
+    for (int i = 0; i < 10; i++)
+        krd_loop_run(&a->loop, 1); /* refused */
+    b = start(w, (struct start){.id = 2});
+    know(b, a);
+    for (uint64_t end = krd_mono_ms() + 20000; a->up[2] == 0 && krd_mono_ms() < end;) {
+        krd_loop_run(&a->loop, 1);
+        krd_loop_run(&b->loop, 1);
+    }
+    assert_int_equal(a->up[2], 1);
 }
 
 static void a_refused_dial_alone_says_nothing(void **state)
@@ -1245,6 +1396,7 @@ int main(void)
         T(order_is_kept_within_a_channel_both_ways),
         T(three_members_talk_all_to_all),
         T(control_overtakes_bulk_and_queues_are_bounded),
+        T(what_did_not_fit_goes_on_by_itself_when_there_is_room),
         T(a_frame_larger_than_the_queue_passes_when_the_queue_is_empty),
         T(frames_to_nobody_are_dropped_and_counted),
         T(status_counts_bytes),
@@ -1255,6 +1407,11 @@ int main(void)
         T(a_later_boot_number_counts_even_in_a_refusal),
         T(a_dial_that_a_dying_process_drops_is_repeated_at_once),
         T(a_connection_that_breaks_each_time_is_no_storm),
+        T(a_loss_is_told_once_however_late_its_other_connections_end),
+        T(a_suspicion_ends_when_the_same_process_is_heard),
+        T(connections_of_an_earlier_process_are_closed),
+        T(an_answer_with_anything_wrong_is_not_believed),
+        T(a_member_that_dials_us_is_dialled_at_once),
         T(a_refused_dial_alone_says_nothing),
         T(the_end_of_an_incoming_connection_is_enough_to_notice),
         T(a_dial_that_nobody_answers_says_nothing_and_is_repeated),
