@@ -65,9 +65,9 @@ GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
 
 UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover \
-UNIT_TESTS += test_http_query test_http_json
               test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts \
               test_vfs test_wal test_wal_format test_wal_crash
+UNIT_TESTS += test_http_query test_http_json
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash
