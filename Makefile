@@ -164,7 +164,16 @@ transcripts: $(B)/tests/test_raft_transcripts
 	$(Q)$< --rewrite
 
 # The fuzzer of the peer protocol; not part of test, which runs its corpus. bench-peer: see the file.
-.PHONY: fuzz-frame bench-peer
+.PHONY: fuzz-frame bench-peer measure
+# The figures of docs/PERFORMANCE.md: three nodes and wrk on this machine, beside its own floor.
+measure: all $(B)/bin/floor
+	$(Q)sh bench/measure.sh
+
+$(B)/bin/floor: $(call obj,bench/floor.c $(BASE_SRC))
+	@mkdir -p $(@D)
+	@echo "  LD   $@"
+	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^
+
 fuzz-frame:
 	$(Q)$(MAKE) --no-print-directory FLAVOUR=fuzz build/fuzz/fuzz_frame
 	@echo "build/fuzz/fuzz_frame -max_len=20000 -rss_limit_mb=600 NEW_INPUTS tests/fuzz/corpus_frame"

@@ -71,6 +71,7 @@ struct member_view {
     raft_index match;
     uint64_t rtt_us;
     bool active;
+    bool told_silent; /* the operator was told that it does not answer */
     char http_address[280];
 };
 

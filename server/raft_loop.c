@@ -112,6 +112,21 @@ static struct member_view *view_of(struct node *n, raft_id id)
     return v;
 }
 
+/* The leader tells the operator of members that fall silent, and when they are back; a new leader
+ * first gives them an election timeout to answer. */
+static void tell_silence(struct node *n, const struct raft_status *st, struct member_view *v)
+{
+    if (!st->leader_ready || v->active != v->told_silent)
+        return;
+    v->told_silent = !v->active;
+    if (v->active)
+        krd_info("member answers again", "member=%s match=%" PRIu64 " last=%" PRIu64,
+                 member_name(n, v->id), v->match, st->last);
+    else
+        krd_warn("member does not answer", "member=%s match=%" PRIu64 " last=%" PRIu64,
+                 member_name(n, v->id), v->match, st->last);
+}
+
 void raft_loop_publish(struct node *n)
 {
     struct raft_status st;
@@ -124,6 +139,7 @@ void raft_loop_publish(struct node *n)
             v->match = st.peers[i].match;
             v->rtt_us = st.peers[i].rtt_us;
             v->active = st.peers[i].recently_active;
+            tell_silence(n, &st, v);
         }
     }
     atomic_store(&n->safe_to_cut, st.safe_to_cut);
