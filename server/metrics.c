@@ -170,6 +170,8 @@ void node_metrics(struct node *n, struct krd_buf *out)
     metrics_counter(out, "kvraftd_loop_stalls_total",
                     "Turns of the raft loop that came more than two ticks late.",
                     LOAD(m->heartbeats_late));
+    metrics_counter(out, "kvraftd_peer_connections_refused_total",
+                    "Connections to the Raft port that were turned away.", LOAD(m->peers_refused));
     metrics_gauge(out, "etcd_mvcc_db_total_size_in_bytes", "Bytes of the store on disk.",
                   (double)st.store_bytes);
     metrics_gauge(out, "kvraftd_log_size_bytes", "Bytes of the log on disk.", (double)st.log_bytes);

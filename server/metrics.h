@@ -22,6 +22,7 @@ struct node_metrics {
     _Atomic uint64_t leader_changes;
     _Atomic uint64_t log_batches, log_bytes;
     _Atomic uint64_t checkpoints;
+    _Atomic uint64_t peers_refused;
     _Atomic uint64_t heartbeats_late; /* turns that came more than two ticks late */
     struct histogram fsync, apply, write, barrier, checkpoint;
 };

@@ -242,8 +242,7 @@ static void on_up(void *arg, raft_id peer)
 static void on_down(void *arg, raft_id peer)
 {
     struct node *n = arg;
-    krd_warn("peer connection lost", "peer=%s", member_name(n, peer));
-    replica_peer_down(n->replica, peer);
+    replica_peer_down(n->replica, peer); /* the transport has said why */
 }
 
 static void on_lost(void *arg, raft_id peer)
@@ -255,9 +254,9 @@ static void on_lost(void *arg, raft_id peer)
 
 static void on_refused(void *arg, const char *address, const char *reason)
 {
-    (void)arg;
-    krd_warn("a connection to the raft port was refused", "address=%s reason=\"%s\"", address,
-             reason);
+    (void)address, (void)reason; /* the transport has said so */
+    struct node *n = arg;
+    atomic_fetch_add_explicit(&n->metrics.peers_refused, 1, memory_order_relaxed);
 }
 
 struct peer_callbacks raft_loop_peer_callbacks(struct node *n)
