@@ -79,7 +79,7 @@ static void note_trouble(struct peer_link *l, const char *why)
         return;
     m->trouble = why;
     krd_warn("peer cannot be reached, will keep trying",
-             "peer=%" PRIu64 " address=\"%s\" channel=%s reason=\"%s\"", m->id, m->address,
+             "peer=%016" PRIx64 " address=\"%s\" channel=%s reason=\"%s\"", m->id, m->address,
              channel_name(l->channel), why);
 }
 
@@ -282,7 +282,7 @@ static void come_up(struct peer_link *l, uint64_t boot)
     l->was_up = true;
     if (!both_up(m))
         return;
-    krd_debug("peer connected", "peer=%" PRIu64 " address=\"%s\" boot=%" PRIu64, m->id, m->address,
+    krd_debug("peer connected", "peer=%016" PRIx64 " address=\"%s\" boot=%" PRIu64, m->id, m->address,
               boot);
     t->cb.up(t->cb.arg, m->id);
 }
@@ -333,7 +333,7 @@ static void drop(struct peer_link *l, const char *why)
     struct peer_member *m = l->m;
     KRD_ASSERT(l->state == LINK_UP);
 
-    krd_info("peer connection ended", "peer=%" PRIu64 " channel=%s unsent_bytes=%zu reason=\"%s\"",
+    krd_info("peer connection ended", "peer=%016" PRIx64 " channel=%s unsent_bytes=%zu reason=\"%s\"",
              m->id, channel_name(l->channel), l->out.bytes, why);
     peer_sendq_clear(&l->out);
     if (t->now_ms - l->up_ms >= t->reconnect_ms_max)

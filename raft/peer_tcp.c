@@ -73,7 +73,7 @@ struct peer_member *peer_member_find(struct peer_tcp *t, raft_id id)
 static void tell_lost(struct peer_member *m, const char *how)
 {
     struct peer_tcp *t = m->t;
-    krd_info("peer's process is gone", "peer=%" PRIu64 " boot=%" PRIu64 " seen_by=\"%s\"", m->id,
+    krd_info("peer's process is gone", "peer=%016" PRIx64 " boot=%" PRIu64 " seen_by=\"%s\"", m->id,
              m->boot, how);
     t->cb.lost(t->cb.arg, m->id);
 }
@@ -220,7 +220,7 @@ static void tcp_set_peer(struct peer_transport *face, raft_id id, const char *ad
     if (m != NULL && strcmp(m->address, address) == 0)
         return;
     if (m == NULL && t->n_members == KRD_MEMBERS_MAX) {
-        krd_error("too many members", "peer=%" PRIu64 " max=%d", id, KRD_MEMBERS_MAX);
+        krd_error("too many members", "peer=%016" PRIx64 " max=%d", id, KRD_MEMBERS_MAX);
         return;
     }
     if (m == NULL)
