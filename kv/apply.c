@@ -24,8 +24,7 @@ enum {
     BATCH_BYTES_MAX = 4 * 1024 * 1024,
 };
 
-/* --- One command
- * ------------------------------------------------------------------------------------ */
+/* --- One command ----------------------------------------------------------------------------- */
 
 static void *arena_alloc(void *arena, size_t n)
 {
@@ -208,8 +207,7 @@ static enum krd_status run_command(struct kv_command *c, const Etcdserverpb__Int
     return st;
 }
 
-/* --- One entry
- * --------------------------------------------------------------------------------------- */
+/* --- One entry ------------------------------------------------------------------------------- */
 
 static void close_result(struct kv_command *c, enum krd_status st)
 {
@@ -274,8 +272,7 @@ static void apply_entry(struct kv_store *s, const struct raft_entry *e)
     s->outcomes[s->n_outcomes++] = out;
 }
 
-/* --- One batch
- * ----------------------------------------------------------------------------------------- */
+/* --- One batch ------------------------------------------------------------------------------- */
 
 static void put_keys(struct kv_store *s)
 {

@@ -187,8 +187,7 @@ static enum krd_status check_whole_txn(struct checker *c, const Etcdserverpb__Tx
     return st;
 }
 
-/* --- Commands
- * ------------------------------------------------------------------------------------- */
+/* --- Commands -------------------------------------------------------------------------------- */
 
 static enum krd_status check_grant(struct checker *c, const Etcdserverpb__LeaseGrantRequest *r)
 {

@@ -126,8 +126,7 @@ bool kv_maintain(struct kv_store *s)
     return s->compact_busy || s->meta.compacted > s->compact_to;
 }
 
-/* --- Which revision a time stands for
- * ------------------------------------------------------------- */
+/* --- Which revision a time stands for -------------------------------------------------------- */
 
 /* The first change at or behind a revision. */
 static bool first_change(struct kv_engine_iter *it, int64_t revision, int64_t *found,

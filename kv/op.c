@@ -50,8 +50,7 @@ static struct kv_pair *close_list(struct pair_list *l, struct krd_arena *a)
     return kept;
 }
 
-/* --- Put
- * ------------------------------------------------------------------------------------------ */
+/* --- Put ------------------------------------------------------------------------------------- */
 
 /* Within a transaction no other operation touches a key that is put (kv_check), so what holds now
  * holds when it is executed. */
@@ -92,8 +91,7 @@ void kv_put_execute(struct kv_command *c, const Etcdserverpb__PutRequest *r,
         out->u.put.kv = keep_pair(&c->result->arena, &stored, false);
 }
 
-/* --- Delete
- * ----------------------------------------------------------------------------------------- */
+/* --- Delete ---------------------------------------------------------------------------------- */
 
 struct deletion {
     struct kv_command *c;
@@ -150,8 +148,7 @@ void kv_delete_execute(struct kv_command *c, const Etcdserverpb__DeleteRangeRequ
     }
 }
 
-/* --- Range
- * ------------------------------------------------------------------------------------------ */
+/* --- Range ----------------------------------------------------------------------------------- */
 
 /* Revisions are held against the state before the transaction. */
 enum krd_status kv_range_check(struct kv_command *c, const Etcdserverpb__RangeRequest *r)

@@ -25,8 +25,7 @@ static struct kv_pair keep(struct krd_arena *a, struct slice key, const struct k
     return kept;
 }
 
-/* --- One key
- * ----------------------------------------------------------------------------------------- */
+/* --- One key --------------------------------------------------------------------------------- */
 
 /* One attempt. *store_revision comes in as read before, and is raised to what was met. */
 static enum krd_status get(struct kv_store *s, struct slice raw, int64_t revision,
@@ -67,8 +66,7 @@ enum krd_status kv_get(struct kv_store *s, struct slice key, int64_t revision,
     }
 }
 
-/* --- A key's history
- * ----------------------------------------------------------------------------------- */
+/* --- A key's history ------------------------------------------------------------------------- */
 
 struct versions {
     struct krd_arena *arena;
@@ -136,8 +134,7 @@ enum krd_status kv_history(struct kv_store *s, struct slice key, size_t limit,
     return *n > 0 ? KRD_OK : KRD_NOT_FOUND;
 }
 
-/* --- Ranges
- * --------------------------------------------------------------------------------------------- */
+/* --- Ranges ---------------------------------------------------------------------------------- */
 
 struct kv_cursor {
     struct kv_source source;
@@ -237,8 +234,7 @@ void kv_cursor_close(struct kv_cursor *c)
     krd_free(c);
 }
 
-/* --- Leases
- * ---------------------------------------------------------------------------------------------- */
+/* --- Leases ---------------------------------------------------------------------------------- */
 
 static struct kv_lease_info info_of(int64_t id, struct slice record)
 {

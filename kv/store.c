@@ -115,8 +115,7 @@ void kv_close(struct kv_store *s)
     krd_free(s);
 }
 
-/* --- The state, told to other threads
- * ----------------------------------------------------------------- */
+/* --- The state, told to other threads -------------------------------------------------------- */
 
 void kv_store_publish(struct kv_store *s)
 {

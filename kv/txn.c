@@ -5,8 +5,7 @@
  *   3. execute: in order, all in one revision; a range sees what was written before it. */
 #include "kv/ops.h"
 
-/* --- Compares
- * ------------------------------------------------------------------------------------- */
+/* --- Compares -------------------------------------------------------------------------------- */
 
 static int compare_i64(int64_t a, int64_t b)
 {
@@ -103,8 +102,7 @@ static bool compare_holds(struct kv_command *c, const Etcdserverpb__Compare *cmp
     return pair_holds(cmp, &head.pair);
 }
 
-/* --- Decide and check
- * ------------------------------------------------------------------------------ */
+/* --- Decide and check ------------------------------------------------------------------------ */
 
 struct branch {
     Etcdserverpb__RequestOp **ops;
@@ -177,8 +175,7 @@ void kv_txn_plan_deinit(struct kv_txn_plan *plan)
     *plan = (struct kv_txn_plan){.n = 0};
 }
 
-/* --- Execute
- * ---------------------------------------------------------------------------------------- */
+/* --- Execute --------------------------------------------------------------------------------- */
 
 static void execute(struct kv_command *c, const Etcdserverpb__TxnRequest *r,
                     const struct kv_txn_plan *plan, size_t *at, struct kv_op_result *out)

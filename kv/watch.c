@@ -132,8 +132,7 @@ size_t kv_watch_count(const struct kv_watch_group *g)
     return g->count;
 }
 
-/* --- States
- * ------------------------------------------------------------------------------------------ */
+/* --- States ---------------------------------------------------------------------------------- */
 
 static void leave_lagging(struct kv_watch *w)
 {
@@ -172,8 +171,7 @@ static void free_closed(struct kv_watch_group *g)
     }
 }
 
-/* --- Giving out one revision
- * ---------------------------------------------------------------------- */
+/* --- Giving out one revision ----------------------------------------------------------------- */
 
 /* Whether the revision under way is one that the watcher is to be given now. */
 static bool takes_part(const struct kv_watch *w, const struct kv_watch_group *g)
@@ -299,8 +297,7 @@ static void give_out(struct kv_watch_group *g)
         free_scratch(g);
 }
 
-/* --- What comes from the hub
- * ----------------------------------------------------------------------- */
+/* --- What comes from the hub ----------------------------------------------------------------- */
 
 static void give_batch(struct kv_watch_group *g, const struct kv_feed_batch *b)
 {
@@ -345,8 +342,7 @@ static void take_in(struct kv_watch_group *g)
         lose(g, taken.upto);
 }
 
-/* --- What comes from history
- * ----------------------------------------------------------------------- */
+/* --- What comes from history ----------------------------------------------------------------- */
 
 static struct kv_watch *choose_lead(struct kv_watch_group *g)
 {
@@ -409,9 +405,9 @@ static void catch_up(struct kv_watch_group *g)
         int64_t done = give_slice(g, it);
         for (size_t i = g->n_lagging; i-- > 0;) { /* backwards: those that leave are replaced */
             struct kv_watch *w = g->lagging[i];
-            if (w->slice != g->slice || w->next > done)
+            if (w->slice != g->slice)
                 continue;
-            w->next = done + 1;
+            w->next = krd_max_i64(w->next, done + 1);
             become_live_or_lagging(w);
         }
     }
@@ -430,8 +426,7 @@ bool kv_watch_run(struct kv_watch_group *g)
     return g->n_lagging > 0;
 }
 
-/* --- Watchers
- * ---------------------------------------------------------------------------------------- */
+/* --- Watchers -------------------------------------------------------------------------------- */
 
 static bool range_is_empty(const struct kv_range *r)
 {

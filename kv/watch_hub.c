@@ -25,8 +25,7 @@ void kv_hub_destroy(struct kv_hub *h)
     krd_free(h);
 }
 
-/* --- Batches
- * -------------------------------------------------------------------------------------- */
+/* --- Batches --------------------------------------------------------------------------------- */
 
 static struct kv_feed_batch *make_batch(const struct kv_changes *changes)
 {
@@ -61,8 +60,7 @@ static void drop_queue(struct kv_feed *f)
     f->bytes = 0;
 }
 
-/* --- Feeds
- * ----------------------------------------------------------------------------------------- */
+/* --- Feeds ----------------------------------------------------------------------------------- */
 
 void kv_hub_join(struct kv_hub *h, struct kv_feed *f)
 {
@@ -129,8 +127,7 @@ void kv_hub_take(struct kv_hub *h, struct kv_feed *f, struct kv_feed_taken *out)
     pthread_mutex_unlock(&h->lock);
 }
 
-/* --- Publishing
- * ------------------------------------------------------------------------------------- */
+/* --- Publishing ------------------------------------------------------------------------------ */
 
 static void feed_one(struct kv_feed *f, struct kv_feed_batch *b)
 {

@@ -24,8 +24,7 @@ void kv_index_deinit(struct kv_index *ix)
     krd_free(ix->tree);
 }
 
-/* --- Adding and removing
- * --------------------------------------------------------------------------- */
+/* --- Adding and removing --------------------------------------------------------------------- */
 
 /* Key alone, or: length of key, key, end. */
 static struct slice make_id(const struct kv_range *r, struct kv_range *inside)
@@ -94,8 +93,7 @@ void kv_index_remove(struct kv_index *ix, struct kv_index_link *l)
     krd_free(it);
 }
 
-/* --- The tree
- * --------------------------------------------------------------------------------------- */
+/* --- The tree -------------------------------------------------------------------------------- */
 
 static bool open_ended(const struct kv_interest *it)
 {
@@ -143,8 +141,7 @@ static void make_tree(struct kv_index *ix)
     ix->stale = false;
 }
 
-/* --- Matching
- * --------------------------------------------------------------------------------------- */
+/* --- Matching -------------------------------------------------------------------------------- */
 
 struct match {
     struct slice key;

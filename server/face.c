@@ -6,8 +6,7 @@
 #include "base/limits.h"
 #include "kv/watch.h"
 
-/* --- Writes
- * --------------------------------------------------------------------------------------- */
+/* --- Writes ---------------------------------------------------------------------------------- */
 
 /* Around the caller's callback: what /metrics counts. */
 struct write_call {
@@ -108,8 +107,7 @@ void node_lease_keep_alive(struct node *n, int64_t lease, node_write_fn *fn, voi
     node_post(n, &w->mail, NODE_MAIL_RENEW);
 }
 
-/* --- Reads
- * ---------------------------------------------------------------------------------------- */
+/* --- Reads ----------------------------------------------------------------------------------- */
 
 struct barrier_call {
     struct replica_wait wait;
@@ -294,8 +292,7 @@ void node_watch_close(struct node_watch *w)
     kv_watch_close((struct kv_watch *)w);
 }
 
-/* --- The cluster
- * ---------------------------------------------------------------------------------- */
+/* --- The cluster ----------------------------------------------------------------------------- */
 
 static enum node_role role_of(const struct raft_status *st, const struct raft_config_state *c)
 {

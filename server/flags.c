@@ -219,8 +219,7 @@ static enum krd_status parse_args(struct flags *f, int argc, char **argv, char *
     return KRD_OK;
 }
 
-/* --- What belongs together
- * ------------------------------------------------------------------------- */
+/* --- What belongs together ------------------------------------------------------------------- */
 
 static bool good_name(const char *s, size_t len)
 {

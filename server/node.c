@@ -33,8 +33,7 @@ void node_options_default(struct node_options *o)
     };
 }
 
-/* --- Who we are
- * ------------------------------------------------------------------------------------ */
+/* --- Who we are ------------------------------------------------------------------------------ */
 
 static int by_name(const void *a, const void *b)
 {
@@ -120,8 +119,7 @@ static enum krd_status open_identity(struct node *n, char **err)
     return KRD_OK;
 }
 
-/* --- Opening
- * ------------------------------------------------------------------------------------------ */
+/* --- Opening --------------------------------------------------------------------------------- */
 
 static enum krd_status open_store(struct node *n, raft_index checkpoint, char **err)
 {
@@ -403,8 +401,7 @@ enum krd_status node_start(const struct node_options *o, struct node **out, char
     return KRD_OK;
 }
 
-/* --- Stopping
- * ------------------------------------------------------------------------------------------ */
+/* --- Stopping -------------------------------------------------------------------------------- */
 
 struct aside {
     struct replica_wait wait;
