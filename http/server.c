@@ -391,9 +391,16 @@ static void tick(struct http_loop *l)
         l->fd_shortage_logged = false;
 }
 
+/* What is sent outside h2o_evloop_run (in a turn, or by a watch) leaves its completion in a list
+ * that h2o 2.2 looks at only behind the next poll: that poll must not wait. */
+static bool has_completions(const struct http_loop *l)
+{
+    return l->ctx.loop->_pending_as_client != NULL || l->ctx.loop->_pending_as_server != NULL;
+}
+
 static int32_t wait_ms(const struct http_loop *l)
 {
-    if (l->watches.more || l->turn.next != &l->turn)
+    if (l->watches.more || l->turn.next != &l->turn || has_completions(l))
         return 0;
     return http_reads_wait(l, l->stopping || l->watches.polls > 0 ? POLL_TICK_MS : TICK_MS);
 }
