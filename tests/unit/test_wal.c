@@ -420,6 +420,33 @@ static void an_entry_larger_than_a_segment_fits(void **state)
     reopen(f);
 }
 
+static void an_opening_alone_tells_everything(void **state)
+{
+    struct fixture *f = *state;
+    reopen(f);
+    struct raft_write wr = model_config_entry(&f->m, 1, 1);
+    wal_append(f->w, &wr, 1);
+    model_write_deinit(&wr);
+    model_append(&f->m, f->w, 2, 4, 1, 30);
+    model_append(&f->m, f->w, 6, 4, 3, 30);
+    commit_to(f, 7);
+    wal_checkpoint(f->w, 6, true);
+    f->m.checkpoint = 6;
+    model_append(&f->m, f->w, 8, 1, 4, 30);
+    const char *step;
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(wal_next_segment(f->w, &step), 0);
+        for (raft_index keep = 0; keep <= 9; keep++)
+            reopen_after(f, keep);
+        expect_readable(f, 1);
+    }
+    cut_to(f, 8);
+    assert_int_equal(f->m.base, 8);
+    reopen(f);
+    model_append(&f->m, f->w, 9, 1, 4, 30);
+    reopen(f);
+}
+
 /* A long life, drawn by lot, against the model. */
 static void any_history_is_found_again(void **state)
 {
@@ -430,7 +457,7 @@ static void any_history_is_found_again(void **state)
         simdisk_destroy(f->disk);
         f->disk = simdisk_create();
         f->options.vfs = simdisk_vfs(f->disk);
-        f->options.segment_bytes = 512u << krd_rand_below(&rng, 6);
+        f->options.segment_bytes = 512u << krd_rand_below(&rng, 11);
         memset(&f->m, 0, sizeof f->m);
         reopen(f);
         for (int step = 0; step < 120; step++) {
@@ -439,10 +466,11 @@ static void any_history_is_found_again(void **state)
             uint64_t what = krd_rand_below(&rng, 20);
             if (what == 0 && lowest <= f->m.last)
                 first = lowest + krd_rand_below(&rng, f->m.last - lowest + 1);
+            size_t n = 1 + krd_rand_below(&rng, 6);
+            uint32_t length = (uint32_t)krd_rand_below(&rng, 900);
             if (what < 12 && f->m.last < MODEL_ENTRIES_MAX - 10)
-                model_append(&f->m, f->w, first, 1 + krd_rand_below(&rng, 6),
-                             krd_max_u64(f->m.hs.term, 1) + (what <= 1),
-                             (uint32_t)krd_rand_below(&rng, 900));
+                model_append(&f->m, f->w, first, n, krd_max_u64(f->m.hs.term, 1) + (what <= 1),
+                             length);
             else if (what < 14)
                 commit_to(f, lowest - 1 + krd_rand_below(&rng, f->m.last + 2 - lowest));
             else if (what < 15) {
@@ -518,6 +546,58 @@ static void misplaced_segments_are_refused(void **state)
     reopen(f);
     /* The newest one lost: its place in the sequence is free, nothing is missing, and the log is
      * shorter. No file that is left can know; a checkpoint of the state machine does. */
+}
+
+/* Two logs of one member that went different ways, as after a backup was put back: the same
+ * positions, the same sequence numbers, every sector sound. */
+static void parts_of_another_history_are_refused(void **state)
+{
+    struct fixture *f = *state;
+    const char *one = "log/0000000000000001.wal", *two = "log/0000000000000002.wal";
+    enum { BYTES = 16 * 1024 };
+    static uint8_t first[2][BYTES], second[2][BYTES];
+    uint64_t frame = 0;
+    for (int history = 0; history < 2; history++) {
+        simdisk_destroy(f->disk);
+        f->disk = simdisk_create();
+        f->options.vfs = simdisk_vfs(f->disk);
+        memset(&f->m, 0, sizeof f->m);
+        reopen(f);
+        model_append(&f->m, f->w, 1, 1, 1, 100);
+        frame = f->w->map.segments[0].end;
+        model_append(&f->m, f->w, 2, 1, history == 0 ? 1 : 2, 600); /* they part here */
+        if (history == 0) { /* and say again what they have in common */
+            f->m.hs.term = 2;
+            struct raft_write wr = {0};
+            model_hard_state(&f->m, &wr, 2, 3, 0);
+            wal_append(f->w, &wr, 1);
+        } else {
+            commit_to(f, 0);
+        }
+        for (raft_index i = 3; i <= 30; i++)
+            model_append(&f->m, f->w, i, 1, 2, 600);
+        assert_int_equal(segments(f), 2);
+        wal_close(f->w);
+        f->w = NULL;
+        assert_true(simdisk_peek(f->disk, one, 0, first[history], BYTES));
+        assert_true(simdisk_peek(f->disk, two, 0, second[history], BYTES));
+    }
+    reopen(f);
+    wal_close(f->w);
+    f->w = NULL;
+    /* a frame's later sector; all frames behind the one in which they part; a segment */
+    assert_true(simdisk_poke(f->disk, one, frame + 512, first[0] + frame + 512, 512));
+    expect_sentence(&f->options, "a batch fails its checksums");
+    assert_true(simdisk_poke(f->disk, one, frame + 512, first[1] + frame + 512, 512));
+    reopen(f);
+    wal_close(f->w);
+    f->w = NULL;
+    uint64_t behind = frame + 1024;
+    assert_true(simdisk_poke(f->disk, one, behind, first[0] + behind, BYTES - behind));
+    expect_sentence(&f->options, "0000000000000001.wal at byte 2048: a batch fails its checksums");
+    assert_true(simdisk_poke(f->disk, one, behind, first[1] + behind, BYTES - behind));
+    assert_true(simdisk_poke(f->disk, two, 0, second[0], BYTES));
+    expect_sentence(&f->options, "does not continue segment 1");
 }
 
 static void a_newer_format_is_refused_by_name(void **state)
@@ -634,7 +714,8 @@ static int append_in_a_child(struct fixture *f, enum simdisk_op op)
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        freopen("/dev/null", "w", stderr);
+        if (freopen("/dev/null", "w", stderr) == NULL)
+            _exit(1);
         simdisk_set_hook(f->disk, sync_fails, &op);
         model_append(&f->m, f->w, f->m.last + 1, 1, f->m.hs.term, 100);
         _exit(0);
@@ -852,9 +933,11 @@ int main(void)
         T(opening_reads_only_what_is_needed),
         T(reads_respect_their_bounds),
         T(an_entry_larger_than_a_segment_fits),
+        T(an_opening_alone_tells_everything),
         T(any_history_is_found_again),
         T(foreign_logs_are_refused),
         T(misplaced_segments_are_refused),
+        T(parts_of_another_history_are_refused),
         T(a_newer_format_is_refused_by_name),
         T(strange_files_do_no_harm),
         T(a_disk_that_fails_at_start_is_reported),

@@ -146,8 +146,9 @@ static void build_reference(struct reference *r, uint64_t segment_bytes, bool ma
         if (conflict)
             first -= 2;
         static const uint32_t lengths[] = {0, 10, 200, 376, 900, 3000};
-        model_append(m, w, first, 1 + krd_rand_below(&rng, 3), m->hs.term + conflict,
-                     lengths[krd_rand_below(&rng, KRD_ARRAY_LEN(lengths))]);
+        size_t n = 1 + krd_rand_below(&rng, 3);
+        uint32_t length = lengths[krd_rand_below(&rng, KRD_ARRAY_LEN(lengths))];
+        model_append(m, w, first, n, m->hs.term + conflict, length);
         note_step(r, w, m);
         if (krd_rand_below(&rng, 4) == 0) {
             wr = (struct raft_write){0};
@@ -791,36 +792,74 @@ static void run_workload(struct lab *lab, uint64_t segment_bytes)
     wal_close(w);
 }
 
+/* Any life at all. */
+static void run_random_workload(struct lab *lab, uint64_t segment_bytes)
+{
+    struct krd_rand rng;
+    krd_rand_seed(&rng, krd_rand_u64(&lab->rng));
+    lab->segment_bytes = segment_bytes;
+    struct wal *w = open_new(lab->disk, segment_bytes);
+    hard_state_step(lab, w, 1, 0);
+    for (int step = 0; step < 14; step++) {
+        const struct model *m = &lab->acked;
+        raft_index lowest = krd_max_u64(m->hs.commit, m->base) + 1;
+        uint64_t what = krd_rand_below(&rng, 16);
+        bool conflict = what < 3 && lowest <= m->last;
+        raft_index first =
+            conflict ? lowest + krd_rand_below(&rng, m->last + 1 - lowest) : m->last + 1;
+        size_t n = 1 + krd_rand_below(&rng, 3);
+        if (what < 8)
+            append_step(lab, w, first, n, m->hs.term + conflict, krd_rand_below(&rng, 1200));
+        else if (what < 10)
+            hard_state_step(lab, w, m->hs.term + krd_rand_below(&rng, 2), m->last);
+        else if (what < 11)
+            config_step(lab, w);
+        else if (what < 12)
+            checkpoint_step(lab, w, m->checkpoint + 1);
+        else if (what < 14)
+            cut_step(lab, w, m->hs.commit);
+        else if (what < 15)
+            prepare_spare(lab, w);
+        else
+            wal_mark(w);
+    }
+    wal_close(w);
+}
+
+static void run_lab(uint64_t seed, uint64_t segment_bytes, void (*workload)(struct lab *, uint64_t))
+{
+    struct lab *lab = krd_zalloc(sizeof *lab);
+    lab->disk = simdisk_create();
+    lab->image = simdisk_create();
+    lab->image2 = simdisk_create();
+    lab->image3 = simdisk_create();
+    lab->segment_bytes = segment_bytes;
+    krd_rand_seed(&lab->rng, seed);
+    simdisk_set_hook(lab->disk, at_boundary, lab);
+    workload(lab, segment_bytes);
+    simdisk_set_hook(lab->disk, NULL, NULL);
+    print_message("seed %u, segments of %u bytes: %u images, %u recoveries\n", (unsigned)seed,
+                  (unsigned)segment_bytes, (unsigned)lab->images, (unsigned)lab->recoveries);
+    simdisk_destroy(lab->disk);
+    simdisk_destroy(lab->image);
+    simdisk_destroy(lab->image2);
+    simdisk_destroy(lab->image3);
+    krd_free(lab);
+}
+
 static void every_crash_leaves_what_was_acknowledged(void **state)
 {
     (void)state;
-    static const uint64_t sizes[] = {2048, 4096, 8192};
-    for (size_t i = 0; i < KRD_ARRAY_LEN(sizes); i++) {
-        struct lab *lab = krd_zalloc(sizeof *lab);
-        lab->disk = simdisk_create();
-        lab->image = simdisk_create();
-        lab->image2 = simdisk_create();
-        lab->image3 = simdisk_create();
-        krd_rand_seed(&lab->rng, 17 + i);
-        lab->segment_bytes = sizes[i];
-        simdisk_set_hook(lab->disk, at_boundary, lab);
-        run_workload(lab, sizes[i]);
-        simdisk_set_hook(lab->disk, NULL, NULL);
-        print_message("segments of %u bytes: %u images, %u recoveries\n", (unsigned)sizes[i],
-                      (unsigned)lab->images, (unsigned)lab->recoveries);
-        simdisk_destroy(lab->disk);
-        simdisk_destroy(lab->image);
-        simdisk_destroy(lab->image2);
-        simdisk_destroy(lab->image3);
-        krd_free(lab);
-    }
+    run_lab(17, 2048, run_workload);
+    run_lab(18, 4096, run_workload);
+    run_lab(19, 8192, run_workload);
+    for (uint64_t seed = 100; seed < 100 + SAMPLES / 6; seed++)
+        run_lab(seed, 1024u << seed % 3, run_random_workload);
 }
 
 int main(void)
 {
     krd_log_start(KRD_LOG_ERROR, KRD_LOG_LOGFMT, "test");
-    if (getenv("ONLY"))
-        cmocka_set_test_filter(getenv("ONLY"));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_combination_has_its_verdict),
         cmocka_unit_test(every_damaged_byte_is_noticed),
