@@ -739,18 +739,16 @@ class _Result(unittest.TextTestResult):
 
     def addFailure(self, test, err):
         super(unittest.TextTestResult, self).addFailure(test, err)
-        self._line("FAILED", test)
-        self._logs(test)
+        self._failed(test, self.failures)
 
     def addError(self, test, err):
         super(unittest.TextTestResult, self).addError(test, err)
-        self._line("FAILED", test)
-        self._logs(test)
+        self._failed(test, self.errors)
 
-    def addSubTest(self, test, subtest, err):
-        super(unittest.TextTestResult, self).addSubTest(test, subtest, err)
-        if err is not None:
-            self._line("FAILED", subtest)
+    def _failed(self, test, where):
+        self._line("FAILED", test)
+        print(where[-1][1], flush=True)
+        self._logs(test)
 
     def addSkip(self, test, reason):
         super(unittest.TextTestResult, self).addSkip(test, reason)
@@ -766,9 +764,7 @@ class _Result(unittest.TextTestResult):
             cluster.keep_logs()
 
     def printErrors(self):
-        for flavour, errors in (("ERROR", self.errors), ("FAILED", self.failures)):
-            for test, text in errors:
-                print("=== %s %s\n%s" % (flavour, test.id(), text), flush=True)
+        pass  # each was printed when it happened
 
 
 def main():
