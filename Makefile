@@ -53,7 +53,7 @@ KV_PROTO   := kv/kv.proto kv/rpc.proto kv/command.proto
 KV_SRC     := kv/apply.c kv/chain.c kv/change.c kv/check.c kv/compact.c kv/engine_leveldb.c \
               kv/hash.c kv/ldb_format.c kv/ldb_recover.c kv/lease.c kv/op.c kv/overlay.c kv/read.c \
               kv/record.c kv/session.c kv/store.c kv/txn.c kv/types.c kv/watch.c kv/watch_hub.c \
-              kv/watch_index.c
+              kv/watch_index.c kv/wire.c
 SERVER_SRC := server/apply_loop.c server/face.c server/flags.c server/forward.c server/identity.c \
               server/metrics.c server/node.c server/proposals.c server/raft_loop.c server/replica.c \
               server/upkeep.c
@@ -67,6 +67,7 @@ GEN_HDR    := $(GEN_SRC:.c=.h)
 UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover \
               test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts \
               test_vfs test_wal test_wal_format test_wal_crash
+UNIT_TESTS += test_kv_store test_kv_model
 UNIT_TESTS += test_http_query test_http_json
 
 LIBS_BASE  :=
@@ -136,6 +137,8 @@ test_raft_core_SRC   := tests/raft/sim.c
 test_raft_random_SRC := tests/raft/sim.c
 test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
 test_vfs_SRC         := tests/unit/simdisk.c
+test_kv_store_SRC    := tests/unit/kv_fixture.c
+test_kv_model_SRC    := tests/unit/kv_fixture.c tests/unit/kv_model.c
 test_wal_SRC         := tests/unit/simdisk.c tests/unit/wal_model.c
 test_wal_crash_SRC   := tests/unit/simdisk.c tests/unit/wal_model.c
 UNIT_CHECKS          := tests/unit/core_is_pure.sh

@@ -227,8 +227,9 @@ static void apply_command(struct kv_store *s, const struct raft_entry *e, struct
 {
     ProtobufCAllocator allocator = {arena_alloc, arena_free, &s->command_arena};
     struct slice payload = raft_payload(e);
-    Etcdserverpb__InternalRaftRequest *r =
-        etcdserverpb__internal_raft_request__unpack(&allocator, payload.len, payload.ptr);
+    Etcdserverpb__InternalRaftRequest *r = NULL;
+    if (kv_wire_is_sane(payload))
+        r = etcdserverpb__internal_raft_request__unpack(&allocator, payload.len, payload.ptr);
     if (r == NULL) {
         krd_error("an entry holds no command; it has no effect", "index=%" PRIu64, e->index);
         krd_arena_reset(&s->command_arena);

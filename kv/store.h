@@ -125,4 +125,9 @@ struct Etcdserverpb__InternalRaftRequest;
 KRD_MUST_CHECK enum krd_status kv_check(const struct Etcdserverpb__InternalRaftRequest *r,
                                         const char **message);
 
+/* Whether the bytes of an encoded InternalRaftRequest may be given to protobuf-c: well-formed on
+ * the path of nested transactions, and not absurdly deep. What fails here has no effect when it is
+ * applied, and no result. */
+bool kv_wire_is_sane(struct slice command);
+
 #endif
