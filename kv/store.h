@@ -5,7 +5,8 @@
  * into one LevelDB batch together with the applied index, its term, the revision and the hash.
  *
  * Records in LevelDB (store.c draws them byte by byte):
- *   newest version of a key, whole: one point read        'k' key
+ *   newest version of a key: one point read               'k' key
+ *   (a long value stands in its change: a second one)
  *   every revision's changes, in order, whole              'r' revision sub -> key, pair, revision
  *                                                          of the version before, time
  *   leases, keys by lease, origins, meta                   'l', 'a', 'o', 'm'
