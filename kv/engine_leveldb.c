@@ -132,7 +132,7 @@ static void set_options(struct kv_engine *e, const struct kv_engine_options *o)
     e->options = leveldb_options_create();
     leveldb_options_set_create_if_missing(e->options, 1);
     leveldb_options_set_paranoid_checks(e->options, 1);
-    leveldb_options_set_compression(e->options, leveldb_snappy_compression);
+    leveldb_options_set_compression(e->options, leveldb_no_compression);
     leveldb_options_set_cache(e->options, e->cache);
     leveldb_options_set_filter_policy(e->options, e->filter);
     leveldb_options_set_write_buffer_size(e->options, o->write_buffer_bytes);

@@ -68,27 +68,44 @@ enum krd_status kv_put_check(struct kv_command *c, const Etcdserverpb__PutReques
     return KRD_OK;
 }
 
+/* A live version with its value; here nothing can have been compacted meanwhile. */
+static struct kv_pair whole_pair(struct kv_command *c, const struct kv_head *head,
+                                 struct slice *owned)
+{
+    struct kv_source source = {c->s->engine, NULL, &c->s->changes};
+    struct kv_pair pair;
+    bool found = kv_head_whole(&source, head, &pair, owned);
+    KRD_ASSERT(found); /* the newest version's change is never compacted */
+    return pair;
+}
+
 void kv_put_execute(struct kv_command *c, const Etcdserverpb__PutRequest *r,
                     struct kv_op_result *out)
 {
     struct kv_head old;
     struct kv_slot *slot = kv_command_head(c, bytes_of(&r->key), &old);
     bool live = kv_slot_head(slot, &old);
-    struct slice value = r->ignore_value ? old.pair.value : bytes_of(&r->value);
+    bool wants_prev = out != NULL && r->prev_kv && live;
+    struct slice owned = slice_of(NULL, 0);
+    struct kv_pair before = {.version = 0};
+    if (wants_prev || r->ignore_value)
+        before = whole_pair(c, &old, &owned);
+    struct slice value = r->ignore_value ? before.value : bytes_of(&r->value);
     int64_t lease = r->ignore_lease ? old.pair.lease : r->lease;
     if (lease == KV_LEASE_GRANTED)
         lease = c->granted;
 
     if (out != NULL) {
         *out = (struct kv_op_result){.type = KV_OP_PUT};
-        out->u.put.has_prev = r->prev_kv && live;
-        if (out->u.put.has_prev)
-            out->u.put.prev = keep_pair(&c->result->arena, &old.pair, true);
+        out->u.put.has_prev = wants_prev;
+        if (wants_prev)
+            out->u.put.prev = keep_pair(&c->result->arena, &before, true);
     }
     struct kv_pair stored;
     kv_change_put(c, slot, value, lease, &stored);
     if (out != NULL)
         out->u.put.kv = keep_pair(&c->result->arena, &stored, false);
+    kv_owned_free(&owned);
 }
 
 /* --- Delete ---------------------------------------------------------------------------------- */
@@ -105,8 +122,12 @@ static void delete_one(struct deletion *d, struct kv_slot *slot)
     struct kv_head head;
     if (!kv_slot_head(slot, &head))
         return;
-    if (d->keep)
-        *add_pair(&d->prev) = keep_pair(&d->c->result->arena, &head.pair, true);
+    if (d->keep) {
+        struct slice owned;
+        struct kv_pair before = whole_pair(d->c, &head, &owned);
+        *add_pair(&d->prev) = keep_pair(&d->c->result->arena, &before, true);
+        kv_owned_free(&owned);
+    }
     kv_change_delete(d->c, slot);
     d->deleted++;
 }
@@ -180,18 +201,18 @@ static void range_one(struct ranging *g, const struct kv_head *head)
     struct kv_pair pair;
     struct slice owned;
     int64_t revision = r->revision > 0 ? r->revision : INT64_MAX;
-    if (!kv_version_at(&g->source, head, revision, &pair, &owned))
+    bool with_value =
+        !r->count_only &&
+        (!r->keys_only || r->sort_target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__VALUE);
+    if (!kv_version_at(&g->source, head, revision, with_value, &pair, &owned))
         return;
     pair.key = head->pair.key;
     g->count++;
     bool wanted = !r->count_only && (g->whole || r->limit <= 0 || g->count <= r->limit) &&
                   !outside(pair.mod_revision, r->min_mod_revision, r->max_mod_revision) &&
                   !outside(pair.create_revision, r->min_create_revision, r->max_create_revision);
-    if (wanted) {
-        bool with_value =
-            !r->keys_only || r->sort_target == ETCDSERVERPB__RANGE_REQUEST__SORT_TARGET__VALUE;
+    if (wanted)
         *add_pair(&g->kvs) = keep_pair(&g->c->result->arena, &pair, with_value);
-    }
     kv_owned_free(&owned);
 }
 

@@ -1,8 +1,8 @@
 /* read.c - reading beside the apply thread.
  *
- * A single key costs one engine get and no snapshot: the newest version's record is replaced in
- * one piece, and it says at which revision. Whoever walks a chain without a snapshot may lose a
- * race with compaction: so he reads the compacted revision before and after, and starts again when
+ * A single key costs one engine get, two when its value is long, and no snapshot: the newest
+ * version's record is replaced in one piece, and it says at which revision. Whoever follows it to
+ * a change, or walks a chain, without a snapshot may lose a race with compaction: so he reads the compacted revision before and after, and starts again when
  * it has moved. (It is published before anything is deleted on account of it.)
  *
  * A range costs a snapshot; the store's revision is read inside it. */
@@ -38,7 +38,8 @@ static enum krd_status get(struct kv_store *s, struct slice raw, int64_t revisio
         return KRD_NOT_FOUND;
     struct kv_head head = kv_head_decode(slice_of(raw.ptr + 1, raw.len - 1), record);
     *store_revision = krd_max_i64(*store_revision, head.pair.mod_revision);
-    bool found = kv_version_at(&source, &head, revision > 0 ? revision : INT64_MAX, &pair, &owned);
+    bool found =
+        kv_version_at(&source, &head, revision > 0 ? revision : INT64_MAX, true, &pair, &owned);
     if (found)
         *out = keep(arena, head.pair.key, &pair);
     kv_owned_free(&owned);
@@ -199,7 +200,7 @@ bool kv_cursor_next(struct kv_cursor *c, struct kv_pair *out)
         struct slice raw = kv_engine_iter_key(c->it);
         struct kv_head head =
             kv_head_decode(slice_of(raw.ptr + 1, raw.len - 1), kv_engine_iter_value(c->it));
-        if (!kv_version_at(&c->source, &head, c->revision, out, &c->owned))
+        if (!kv_version_at(&c->source, &head, c->revision, !c->keys_only, out, &c->owned))
             continue;
         out->key = head.pair.key;
         if (c->keys_only)
@@ -218,6 +219,7 @@ int64_t kv_cursor_count_rest(struct kv_cursor *c)
 {
     struct kv_pair pair;
     int64_t n = 0;
+    c->keys_only = true;
     while (kv_cursor_next(c, &pair))
         n++;
     return n;

@@ -1,6 +1,8 @@
 /* record.c - see record.h, which draws the bytes. Encoders and decoders stand in pairs. */
 #include "kv/record.h"
 
+#include "kv/hash.h"
+
 static KRD_NORETURN void damaged(const char *what)
 {
     krd_fatal("kv: a record in the store does not decode (%s). The store's directory is damaged; "
@@ -72,15 +74,20 @@ struct kv_raw_range kv_raw_range_of(struct krd_arena *a, const struct kv_range *
 
 struct slice kv_head_encode(struct krd_arena *a, const struct kv_head *h)
 {
-    size_t len = KV_HEAD_BYTES + h->pair.value.len;
+    struct slice value = h->pair.value;
+    bool far = value.len > KV_NEAR_VALUE_MAX;
+    size_t len = KV_HEAD_BYTES + (far ? (size_t)KV_VALUE_HASH_BYTES : value.len);
     uint8_t *p = krd_arena_alloc(a, len);
     krd_put_le64(p, (uint64_t)h->pair.create_revision);
     krd_put_le64(p + 8, (uint64_t)h->pair.mod_revision);
     krd_put_le64(p + 16, (uint64_t)h->pair.version);
     krd_put_le64(p + 24, (uint64_t)h->pair.lease);
     krd_put_le32(p + 32, h->sub);
-    if (h->pair.value.len > 0)
-        memcpy(p + KV_HEAD_BYTES, h->pair.value.ptr, h->pair.value.len);
+    krd_put_le32(p + 36, far ? (uint32_t)value.len : 0);
+    if (far)
+        kv_sum_store(p + KV_HEAD_BYTES, kv_hash_item(0, value));
+    else if (value.len > 0)
+        memcpy(p + KV_HEAD_BYTES, value.ptr, value.len);
     return slice_of(p, len);
 }
 
@@ -89,15 +96,32 @@ struct kv_head kv_head_decode(struct slice key, struct slice record)
     if (record.len < KV_HEAD_BYTES)
         damaged("newest version of a key");
     const uint8_t *p = record.ptr;
-    return (struct kv_head){
+    uint32_t far_len = krd_get_le32(p + 36);
+    if (far_len != 0 &&
+        (far_len <= KV_NEAR_VALUE_MAX || record.len != KV_HEAD_BYTES + KV_VALUE_HASH_BYTES))
+        damaged("newest version of a key");
+    struct kv_head h = {
         .pair = {.key = key,
-                 .value = slice_of(p + KV_HEAD_BYTES, record.len - KV_HEAD_BYTES),
+                 .value = far_len != 0 ? slice_of(NULL, far_len)
+                                       : slice_of(p + KV_HEAD_BYTES, record.len - KV_HEAD_BYTES),
                  .create_revision = (int64_t)krd_get_le64(p),
                  .mod_revision = (int64_t)krd_get_le64(p + 8),
                  .version = (int64_t)krd_get_le64(p + 16),
                  .lease = (int64_t)krd_get_le64(p + 24)},
         .sub = krd_get_le32(p + 32),
+        .far = far_len != 0,
     };
+    if (h.far)
+        memcpy(h.value_hash, p + KV_HEAD_BYTES, sizeof h.value_hash);
+    return h;
+}
+
+bool kv_head_value_matches(const struct kv_head *h, struct slice value)
+{
+    uint8_t hash[KV_VALUE_HASH_BYTES];
+    KRD_ASSERT(h->far);
+    kv_sum_store(hash, kv_hash_item(0, value));
+    return value.len == h->pair.value.len && memcmp(hash, h->value_hash, sizeof hash) == 0;
 }
 
 bool kv_head_is_live(struct slice record)

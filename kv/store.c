@@ -184,11 +184,29 @@ static bool counts(struct slice raw, struct slice record)
     }
 }
 
+/* The sum knows a far value by its hash: here the value itself is held against it. */
+static bool far_value_is_good(const struct kv_source *src, struct slice raw, struct slice record)
+{
+    struct kv_change change;
+    struct slice owned;
+    if (raw.ptr[0] != 'k')
+        return true;
+    struct kv_head head = kv_head_decode(slice_of(raw.ptr + 1, raw.len - 1), record);
+    if (!head.far)
+        return true;
+    struct kv_place at = {head.pair.mod_revision, head.sub};
+    bool good =
+        kv_source_read(src, at, &change, &owned) && kv_head_value_matches(&head, change.pair.value);
+    kv_owned_free(&owned);
+    return good;
+}
+
 enum krd_status kv_state_hash_scan(struct kv_store *s, uint64_t *index, uint8_t hash[16])
 {
     struct kv_engine_snapshot *snap = kv_engine_snapshot(s->engine);
     struct kv_meta meta;
     enum krd_status st = kv_meta_read(s->engine, snap, &meta) ? KRD_OK : KRD_CORRUPT;
+    struct kv_source source = {s->engine, snap, NULL};
     struct kv_sum sum = {0, 0};
     struct kv_engine_iter *it = kv_engine_iter_create(s->engine, snap, false);
     kv_engine_iter_seek(it, slice_str("k"));
@@ -196,7 +214,11 @@ enum krd_status kv_state_hash_scan(struct kv_store *s, uint64_t *index, uint8_t 
         struct slice raw = kv_engine_iter_key(it), record = kv_engine_iter_value(it);
         if (raw.ptr[0] >= 'p')
             break;
-        if (counts(raw, record))
+        if (!counts(raw, record))
+            continue;
+        if (!far_value_is_good(&source, raw, record))
+            st = KRD_CORRUPT;
+        else
             sum = kv_sum_add(sum, kv_hash_item(kv_hash_key(raw), record));
     }
     kv_engine_iter_destroy(it);

@@ -78,10 +78,16 @@ struct kv_source {
 bool kv_source_read(const struct kv_source *src, struct kv_place at, struct kv_change *out,
                     struct slice *owned);
 void kv_owned_free(struct slice *owned); /* takes what is empty */
+/* The newest version with its value, wherever that stands. out's slices are head's or live until
+ * kv_owned_free(owned). False: overwritten and compacted away since head was read; nothing is
+ * owned. That cannot happen on the apply thread and within a snapshot. */
+bool kv_head_whole(const struct kv_source *src, const struct kv_head *head, struct kv_pair *out,
+                   struct slice *owned);
 /* The version of head's key that was the newest one at `revision`. False: the key did not exist
- * then; nothing is owned. out's slices are head's or live until kv_owned_free(owned). */
+ * then; nothing is owned. out's slices are head's or live until kv_owned_free(owned). Without
+ * with_value the value may be left out. */
 bool kv_version_at(const struct kv_source *src, const struct kv_head *head, int64_t revision,
-                   struct kv_pair *out, struct slice *owned);
+                   bool with_value, struct kv_pair *out, struct slice *owned);
 
 /* --- Commands (change.c; ops.h): apply thread ---------------------------------------------------
  */

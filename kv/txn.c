@@ -70,6 +70,22 @@ static bool absence_holds(const Etcdserverpb__Compare *cmp)
     return cmp->target != ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE && pair_holds(cmp, &none);
 }
 
+/* Of a version that lives; its value is fetched only to be compared. */
+static bool head_holds(struct kv_command *c, const Etcdserverpb__Compare *cmp,
+                       const struct kv_head *head)
+{
+    if (cmp->target != ETCDSERVERPB__COMPARE__COMPARE_TARGET__VALUE)
+        return pair_holds(cmp, &head->pair);
+    struct kv_source source = {c->s->engine, NULL, &c->s->changes};
+    struct slice owned;
+    struct kv_pair pair;
+    bool found = kv_head_whole(&source, head, &pair, &owned);
+    KRD_ASSERT(found); /* the newest version's change is never compacted */
+    bool holds = pair_holds(cmp, &pair);
+    kv_owned_free(&owned);
+    return holds;
+}
+
 static bool range_holds(struct kv_command *c, const Etcdserverpb__Compare *cmp)
 {
     struct kv_store *s = c->s;
@@ -86,7 +102,7 @@ static bool range_holds(struct kv_command *c, const Etcdserverpb__Compare *cmp)
         if (kv_pair_is_tombstone(&head.pair))
             continue;
         any = true;
-        holds = pair_holds(cmp, &head.pair);
+        holds = head_holds(c, cmp, &head);
     }
     kv_walk_close(&w);
     return any ? holds : absence_holds(cmp);
@@ -99,7 +115,7 @@ static bool compare_holds(struct kv_command *c, const Etcdserverpb__Compare *cmp
         return range_holds(c, cmp);
     if (!kv_slot_head(kv_command_head(c, slice_of(cmp->key.data, cmp->key.len), &head), &head))
         return absence_holds(cmp);
-    return pair_holds(cmp, &head.pair);
+    return head_holds(c, cmp, &head);
 }
 
 /* --- Decide and check ------------------------------------------------------------------------ */
