@@ -225,9 +225,19 @@ static void sim_close(struct krd_file *f)
     krd_free(f);
 }
 
+/* A file is known to the hook by its present name, whatever it was opened as. */
+static int pass_file(struct krd_file *f, enum simdisk_op op)
+{
+    const char *path = f->path;
+    for (size_t i = 0; i < f->d->now.n; i++)
+        if (f->d->now.p[i].inode == f->inode)
+            path = f->d->now.p[i].path;
+    return pass(f->d, op, path);
+}
+
 static ssize_t sim_pread(struct krd_file *f, void *p, size_t n, uint64_t offset)
 {
-    int r = pass(f->d, SIMDISK_READ, f->path);
+    int r = pass_file(f, SIMDISK_READ);
     if (r < 0)
         return r;
     const struct bytes *b = &f->d->inodes[f->inode].now;
@@ -240,7 +250,7 @@ static ssize_t sim_pread(struct krd_file *f, void *p, size_t n, uint64_t offset)
 
 static int sim_pwrite(struct krd_file *f, const void *p, size_t n, uint64_t offset)
 {
-    int r = pass(f->d, SIMDISK_WRITE, f->path);
+    int r = pass_file(f, SIMDISK_WRITE);
     if (r < 0)
         return r;
     struct inode *i = &f->d->inodes[f->inode];
@@ -258,7 +268,7 @@ static int sim_pwrite(struct krd_file *f, const void *p, size_t n, uint64_t offs
 
 static int sim_sync(struct krd_file *f)
 {
-    int r = pass(f->d, SIMDISK_SYNC, f->path);
+    int r = pass_file(f, SIMDISK_SYNC);
     struct inode *i = &f->d->inodes[f->inode];
     if (r < 0)
         inode_clean(i);
@@ -269,7 +279,7 @@ static int sim_sync(struct krd_file *f)
 
 static int sim_resize(struct krd_file *f, uint64_t len, bool shrink)
 {
-    int r = pass(f->d, SIMDISK_GROW, f->path);
+    int r = pass_file(f, SIMDISK_GROW);
     struct inode *i = &f->d->inodes[f->inode];
     if (r < 0)
         return r;
