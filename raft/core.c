@@ -86,6 +86,7 @@ struct raft *raft_create(const struct raft_options *o, const struct raft_restore
     KRD_ASSERT(r->commit <= r->log.last); /* else durable entries were lost */
     r->handed = from->applied;
     r->clock_us = from->time_ms * 1000;
+    r->entry_time_ms = from->time_ms;
     restore_configs(r, from);
 
     r->role = r->told_role = RAFT_FOLLOWER;
@@ -138,6 +139,7 @@ void append_entry(struct raft *r, const struct raft_entry *e)
 {
     log_append(&r->log, e);
     clock_adopt(r, e->time_ms);
+    r->entry_time_ms = krd_max_u64(r->entry_time_ms, e->time_ms);
     if (e->type != RAFT_ENTRY_CONFIG)
         return;
     push_config(r, e->index, NULL);
@@ -432,6 +434,12 @@ void clock_adopt(struct raft *r, uint64_t time_ms)
 {
     if (time_ms <= UINT64_MAX / 1000)
         r->clock_us = krd_max_u64(r->clock_us, time_ms * 1000);
+}
+
+void clock_follow(struct raft *r, uint64_t time_ms)
+{
+    if (time_ms <= UINT64_MAX / 1000)
+        r->clock_us = krd_max_u64(r->entry_time_ms, time_ms) * 1000;
 }
 
 void leader_append(struct raft *r, struct raft_entry *e)

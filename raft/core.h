@@ -143,7 +143,8 @@ struct raft {
 
     /* Time. Ticks drive elections; the clock only stamps entries. */
     uint64_t now_us;   /* the host's, as last told; 0: never */
-    uint64_t clock_us; /* cluster time */
+    uint64_t clock_us; /* cluster time; follows the leader's, and runs on by itself in between */
+    uint64_t entry_time_ms; /* the latest of all entries that were in our log. <= clock */
     uint64_t ticks;
     uint32_t elapsed, timeout; /* of the election timer */
     uint32_t since_leader;     /* ticks since the leader last spoke */
@@ -203,7 +204,10 @@ void set_hard_state(struct raft *r, raft_term term, raft_id vote);
 /* This member's place in the present configuration, -1: not in it. */
 int member_index(const struct raft *r, raft_id id);
 bool is_voter(const struct raft *r, raft_id id); /* in either half */
+/* At least this. */
 void clock_adopt(struct raft *r, uint64_t time_ms);
+/* Exactly this, unless our log knows better: our own estimate may have run ahead of the leader's. */
+void clock_follow(struct raft *r, uint64_t time_ms);
 /* Appends to the log (takes the reference over) and switches to the configuration it may hold. */
 void append_entry(struct raft *r, const struct raft_entry *e);
 void truncate_from(struct raft *r, raft_index from);

@@ -196,7 +196,8 @@ struct raft_status {
 };
 void raft_get_status(const struct raft *r, struct raft_status *out);
 const struct raft_config_state *raft_config(const struct raft *r, raft_index *index);
-/* Cluster time: never falls, runs on across leaders, stands while the cluster is down. */
+/* Cluster time: never falls in the log, runs on across leaders, stands while the cluster is down.
+ * A follower's is an estimate that each heartbeat corrects, back as well. */
 uint64_t raft_time_ms(const struct raft *r);
 /* Term of an entry; 0 when unknown (beyond the log, or cut). */
 raft_term raft_term_at(const struct raft *r, raft_index index);

@@ -335,19 +335,29 @@ void own_log_durable(struct raft *r)
 
 /* --- Followers -------------------------------------------------------------------------------- */
 
-/* An append or heartbeat of our term is the leader's word, whatever else it says. */
-static void leader_spoke(struct raft *r, raft_id leader, uint64_t time_ms)
+/* An append or heartbeat of our term is the leader's word, whatever else it says.
+ *
+ * Of cluster time, too. Members' clocks begin at different moments (a fresh cluster's were started
+ * one after the other) and run at different speeds; if the fastest estimate survived, time would
+ * leap with the next leader and leases would end early. So a new leader's first word and every
+ * heartbeat set our clock, back as well; an append, which may have waited behind bulk data, only
+ * moves it forward. */
+static void leader_spoke(struct raft *r, raft_id leader, uint64_t time_ms, bool timely)
 {
+    bool news = r->role != RAFT_FOLLOWER || r->leader != leader;
     KRD_ASSERT(r->role != RAFT_LEADER); /* else two leaders share a term */
     KRD_ASSERT(r->leader == 0 || r->leader == leader);
-    if (r->role != RAFT_FOLLOWER || r->leader != leader) {
+    if (news) {
         become_follower(r, r->term, leader);
         r->hurry = 0;
         draw_timeout(r); /* the election that we may have been in is over */
     }
     r->elapsed = 0;
     r->since_leader = 0;
-    clock_adopt(r, time_ms);
+    if (news || timely)
+        clock_follow(r, time_ms);
+    else
+        clock_adopt(r, time_ms);
 }
 
 static void adopt_safe_to_cut(struct raft *r, raft_index index)
@@ -399,7 +409,7 @@ static void merge_entries(struct raft *r, struct raft_message *m)
 void on_append(struct raft *r, struct raft_message *m)
 {
     KRD_ASSERT(m->term == r->term);
-    leader_spoke(r, m->from, m->u.append.time_ms);
+    leader_spoke(r, m->from, m->u.append.time_ms, false);
 
     raft_index prev = m->u.append.prev_index;
     bool below_base = prev < r->log.base; /* cut, hence committed, hence the same */
@@ -421,7 +431,7 @@ void on_append(struct raft *r, struct raft_message *m)
 void on_heartbeat(struct raft *r, const struct raft_message *m)
 {
     KRD_ASSERT(m->term == r->term);
-    leader_spoke(r, m->from, m->u.heartbeat.time_ms);
+    leader_spoke(r, m->from, m->u.heartbeat.time_ms, true);
     /* The leader has seen us acknowledge so much. If we do not have it, our disk forgot; adopting
      * it could commit another term's entries. */
     if (m->u.heartbeat.commit <= r->log.last)
