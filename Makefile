@@ -67,7 +67,7 @@ GEN_HDR    := $(GEN_SRC:.c=.h)
 UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_recover \
               test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts \
               test_vfs test_wal test_wal_format test_wal_crash
-UNIT_TESTS += test_kv_store test_kv_model
+UNIT_TESTS += test_kv_store test_kv_model test_kv_session test_kv_watch
 UNIT_TESTS += test_http_query test_http_json
 
 LIBS_BASE  :=
@@ -138,6 +138,8 @@ test_raft_random_SRC := tests/raft/sim.c
 test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
 test_vfs_SRC         := tests/unit/simdisk.c
 test_kv_store_SRC    := tests/unit/kv_fixture.c
+test_kv_session_SRC  := tests/unit/kv_fixture.c
+test_kv_watch_SRC    := tests/unit/kv_fixture.c
 test_kv_model_SRC    := tests/unit/kv_fixture.c tests/unit/kv_model.c
 test_wal_SRC         := tests/unit/simdisk.c tests/unit/wal_model.c
 test_wal_crash_SRC   := tests/unit/simdisk.c tests/unit/wal_model.c
