@@ -42,6 +42,7 @@
 #define ZERO_SLICE_BYTES       (1024u * 1024)
 #define KEEP_BUFFER_BYTES      (8u * 1024 * 1024) /* a larger one is given back after its batch */
 #define SLOW_SYNC_US           100000
+#define HASTY_SEGMENT_BYTES    (8u * 1024 * 1024) /* zeros written in some 25 ms */
 #define SHORTEST_SEGMENT_BYTES (64u * 1024)
 
 char *wal_path(const struct wal *w, const char *name)
@@ -216,12 +217,13 @@ static int name_segment(struct wal *w, uint64_t number, const struct wal_spare *
     return 0;
 }
 
-/* No spare was ready. On a full disk a shorter segment is better than none: the node can start and
- * take what makes room (P69). */
+/* No spare is ready: at the first start, after a torn tail, or because the keeper is late. Somebody
+ * waits for this one, so it is short, and soon followed by one of full length. On a full disk an
+ * even shorter one is better than none: the node can start and take what makes room (P69). */
 static int make_in_time_of_need(struct wal *w, const char *name, struct wal_spare *out,
                                 const char **step)
 {
-    uint64_t bytes = w->segment_bytes;
+    uint64_t bytes = krd_min_u64(w->segment_bytes, HASTY_SEGMENT_BYTES);
     int r = wal_spare_make(w->vfs, w->dir, name, bytes, NULL, NULL, out, step);
     while (r == -ENOSPC && bytes / 4 >= SHORTEST_SEGMENT_BYTES) {
         bytes /= 4;

@@ -16,8 +16,8 @@
  * wal_writer_starved tells the node to refuse writes; what is under way still has at least the
  * rest of the present segment.
  *
- * If the keeper is late, the writer makes the segment itself: a pause of some hundred
- * milliseconds, and nothing worse. Stopping: the queue is emptied, the last batch proven, the
+ * If the keeper is late, the writer makes a short segment itself: a pause of some 25 ms, and nothing
+ * worse. Stopping: the queue is emptied, the last batch proven, the
  * keeper joined, the files closed. */
 #include "raft/wal_internal.h"
 
@@ -217,7 +217,8 @@ static void take_mail(struct wal_writer *t)
 static void order_spare(struct wal_writer *t)
 {
     const struct wal_segment *s = wal_map_current(&t->w->map);
-    if (t->w->spare.path != NULL || t->spare_ordered || s->end < s->bytes / 4)
+    bool hasty = s->bytes < t->w->segment_bytes; /* see make_in_time_of_need */
+    if (t->w->spare.path != NULL || t->spare_ordered || (!hasty && s->end < s->bytes / 4))
         return;
     t->spare_ordered = true;
     post(&t->keeper.box, letter_create(SPARE, 0));

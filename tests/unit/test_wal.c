@@ -632,31 +632,128 @@ static void strange_files_do_no_harm(void **state)
     assert_true(simdisk_size(f->disk, names[2], &size)); /* others are nobody's business */
 }
 
-static int fail_everything(void *arg, enum simdisk_op op, const char *path)
+struct countdown {
+    int calls; /* so many go well */
+    enum simdisk_op failed;
+};
+
+static int fail_from_now_on(void *arg, enum simdisk_op op, const char *path)
 {
+    struct countdown *c = arg;
     (void)path;
-    return *(int *)arg == (int)op ? -EIO : 0;
+    if (c->calls-- > 0)
+        return 0;
+    c->failed = op;
+    return -EIO;
 }
 
 static void a_disk_that_fails_at_start_is_reported(void **state)
 {
     struct fixture *f = *state;
     reopen(f);
-    model_append(&f->m, f->w, 1, 3, 1, 10);
-    wal_close(f->w);
-    f->w = NULL;
-    for (int op = SIMDISK_OPEN; op <= SIMDISK_LIST; op++) {
-        if (op == SIMDISK_RENAME || op == SIMDISK_UNLINK || op == SIMDISK_GROW)
-            continue; /* not needed to open what is there */
+    for (raft_index i = 1; i <= 50; i++)
+        model_append(&f->m, f->w, i, 1, 1, 900);
+    assert_true(segments(f) > 3);
+    unsigned reported = 0;
+    for (int calls = 0;; calls++) { /* each call of an opening, in turn */
+        struct countdown c = {.calls = calls};
         struct wal_recovered rec;
         char *err = NULL;
-        simdisk_set_hook(f->disk, fail_everything, &op);
-        assert_int_equal(wal_open(&f->options, 0, &f->w, &rec, &err), KRD_IO);
+        wal_close(f->w);
+        f->w = NULL;
+        simdisk_set_hook(f->disk, fail_from_now_on, &c);
+        enum krd_status st = wal_open(&f->options, 20, &f->w, &rec, &err);
         simdisk_set_hook(f->disk, NULL, NULL);
+        if (st == KRD_OK) {
+            wal_recovered_deinit(&rec);
+            break;
+        }
+        assert_int_equal(st, KRD_IO);
+        assert_non_null(strstr(err, "Input/output error"));
+        assert_non_null(strstr(err, "log"));
+        krd_free(err);
+        reported++;
+    }
+    assert_true(reported > 15);
+    reopen(f);
+}
+
+static void a_disk_that_fails_at_birth_is_reported(void **state)
+{
+    struct fixture *f = *state;
+    for (int calls = 0;; calls++) {
+        struct countdown c = {.calls = calls};
+        struct wal_recovered rec;
+        char *err = NULL;
+        simdisk_set_hook(f->disk, fail_from_now_on, &c);
+        enum krd_status st = wal_open(&f->options, 0, &f->w, &rec, &err);
+        simdisk_set_hook(f->disk, NULL, NULL);
+        if (st == KRD_OK) {
+            assert_true(calls > 6);
+            wal_recovered_deinit(&rec);
+            break;
+        }
+        assert_int_equal(st, KRD_IO);
+        krd_free(err);
+        reopen(f); /* whatever is left of the attempt is no hindrance */
+        wal_close(f->w);
+        f->w = NULL;
+        simdisk_destroy(f->disk);
+        f->disk = simdisk_create();
+        f->options.vfs = simdisk_vfs(f->disk);
+    }
+}
+
+static void a_disk_that_fails_a_read_is_reported(void **state)
+{
+    struct fixture *f = *state;
+    reopen(f);
+    for (raft_index i = 1; i <= 50; i++)
+        model_append(&f->m, f->w, i, 1, 1, 900);
+    for (int calls = 0;; calls++) {
+        struct countdown c = {.calls = calls};
+        struct raft_entry *e;
+        size_t n;
+        char *err = NULL;
+        simdisk_set_hook(f->disk, fail_from_now_on, &c);
+        enum krd_status st = wal_read(f->w, 1, 50, SIZE_MAX, &e, &n, &err);
+        simdisk_set_hook(f->disk, NULL, NULL);
+        if (st == KRD_OK) {
+            assert_int_equal(n, 50);
+            assert_true(calls > 4);
+            for (size_t i = 0; i < n; i++)
+                raft_entry_unref(&e[i]);
+            krd_free(e);
+            break;
+        }
+        assert_int_equal(st, KRD_IO);
         assert_non_null(strstr(err, "Input/output error"));
         krd_free(err);
     }
+    expect_readable(f, 1); /* and it is not held against the disk */
+}
+
+static int fail_unlink(void *arg, enum simdisk_op op, const char *path)
+{
+    (void)arg;
+    (void)path;
+    return op == SIMDISK_UNLINK ? -EIO : 0;
+}
+
+static void a_segment_that_cannot_be_removed_is_tried_again(void **state)
+{
+    struct fixture *f = *state;
     reopen(f);
+    for (raft_index i = 1; i <= 50; i++)
+        model_append(&f->m, f->w, i, 1, 1, 900);
+    simdisk_set_hook(f->disk, fail_unlink, NULL);
+    cut_to(f, 40);
+    reopen(f);
+    simdisk_set_hook(f->disk, NULL, NULL);
+    uint64_t size;
+    assert_true(simdisk_size(f->disk, "log/0000000000000001.wal", &size));
+    reopen(f);
+    assert_false(simdisk_size(f->disk, "log/0000000000000001.wal", &size));
 }
 
 struct full_disk {
@@ -941,6 +1038,9 @@ int main(void)
         T(a_newer_format_is_refused_by_name),
         T(strange_files_do_no_harm),
         T(a_disk_that_fails_at_start_is_reported),
+        T(a_disk_that_fails_at_birth_is_reported),
+        T(a_disk_that_fails_a_read_is_reported),
+        T(a_segment_that_cannot_be_removed_is_tried_again),
         T(a_full_disk_gets_a_shorter_segment),
         T(a_disk_without_any_space_is_reported),
         T(a_failed_write_or_sync_ends_the_process),
