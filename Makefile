@@ -69,6 +69,7 @@ UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_re
               test_vfs test_wal test_wal_format test_wal_crash
 UNIT_TESTS += test_kv_store test_kv_model test_kv_session test_kv_watch
 UNIT_TESTS += test_http_query test_http_json
+UNIT_TESTS += test_node
 
 LIBS_BASE  :=
 LIBS_KV    := -lleveldb -lprotobuf-c -lxxhash
@@ -199,7 +200,7 @@ test: test-programs
 
 .PHONY: test-programs
 test-programs:
-	@test -e /usr/include/cmocka.h || { echo "the tests need more packages: make deps-test"; exit 1; }
+	$(Q)sh base/deps.sh install test
 	$(Q)for f in $(filter $(STAGES),$(TEST_FLAVOURS)) $(if $(filter valgrind,$(STAGES)),release); do \
 	    echo "  building $$f"; \
 	    $(MAKE) --no-print-directory FLAVOUR=$$f build/$$f/bin/kvraftd unit-tests || exit 1; \

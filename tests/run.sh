@@ -122,6 +122,7 @@ stage_release() {
         suite "release/$(basename "$check")" 60 bash "$check"
     done
     cluster_tests release 1 0 contract errors failover cmdline cluster_sh debian
+    suite release/readme 180 bash tests/readme.sh
 }
 
 stage_clang() {
