@@ -87,7 +87,7 @@ ALL_OBJ = $(call obj,$(BASE_SRC) $(RAFT_SRC) $(KV_SRC) $(GEN_SRC) $(SERVER_SRC) 
 
 bin/kvraftd: build/$(FLAVOUR)/bin/kvraftd
 	@mkdir -p bin
-	$(Q)cp $< $@
+	$(Q)cp $< $@.new && mv -f $@.new $@
 
 $(B)/bin/kvraftd: $(ALL_OBJ) $(B)/server/main.o
 	@mkdir -p $(@D)

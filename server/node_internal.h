@@ -37,6 +37,7 @@ struct notice {
     struct node_mail mail;
     atomic_bool queued;
     _Atomic uint64_t value;
+    uint64_t seen; /* raft loop: the newest that was handed on */
     void (*fn)(struct replica *r, uint64_t value);
 };
 

@@ -381,8 +381,12 @@ static void on_mail(struct node *n, struct node_mail *m)
     case NODE_MAIL_NOTICE: {
         struct notice *t = KRD_CONTAINER_OF(m, struct notice, mail);
         atomic_store(&t->queued, false);
-        if (t->fn != NULL)
-            t->fn(n->replica, atomic_load(&t->value));
+        /* A value set between these two lines is read here and has queued the mail again: the
+         * second time it is nothing new. */
+        uint64_t value = atomic_load(&t->value);
+        if (value > t->seen && t->fn != NULL)
+            t->fn(n->replica, value);
+        t->seen = krd_max_u64(t->seen, value);
         break;
     }
     }
