@@ -210,6 +210,22 @@ static void watch_message(struct sim *s, const struct raft_message *m)
     }
 }
 
+/* Votes that left, and the leader's own, which must be on its disk like any other. */
+static bool elected(struct sim *s, const struct raft_status *st)
+{
+    const struct raft_config_state *c = raft_config(sim_node(s, st->id)->raft, NULL);
+    uint64_t voted[KRD_MEMBERS_MAX];
+    for (uint32_t i = 0; i < c->n; i++) {
+        raft_id id = c->members[i].id;
+        const struct raft_hard_state *hs = &sim_node(s, id)->disk.hard_state;
+        if (id == st->id)
+            voted[i] = hs->term == st->term && hs->vote == id;
+        else
+            voted[i] = st->term < s->votes_cap && s->votes[st->term][id - 1] == st->id;
+    }
+    return raft_config_quorum_value(c, voted) == 1;
+}
+
 static void watch_leader(struct sim *s, const struct sim_node *node)
 {
     struct raft_status st;
@@ -226,6 +242,8 @@ static void watch_leader(struct sim *s, const struct sim_node *node)
     if (*leader == st.id)
         return;
     *leader = st.id;
+    require(elected(s, &st), s, "%llu leads t%llu without a majority of votes", llu(st.id),
+            llu(st.term));
     for (raft_index i = st.base + 1; i <= s->n_committed; i++)
         require(raft_term_at(node->raft, i) == s->committed[i - 1].term, s,
                 "%llu leads t%llu without committed entry %llu", llu(st.id), llu(st.term), llu(i));
@@ -372,6 +390,7 @@ void sim_persist(struct sim *s, raft_id id, size_t n)
     writes_forget(node, n);
     raft_persisted(node->raft, seq);
     raft_check(node->raft);
+    watch_leader(s, node);
 }
 
 /* --- The network -------------------------------------------------------------------------------

@@ -4,9 +4,10 @@
  * sim_deliver, committed entries are applied at once.
  *
  * Watchdogs run all the time and abort with a sentence: one vote per term and only after it is on
- * disk, acknowledgements only for what is on disk, one leader per term, a leader has everything
- * that was ever committed, nothing is committed that a quorum's disks do not hold, all members
- * apply the same, reads are never older than what was committed when they were asked. */
+ * disk, acknowledgements only for what is on disk, one leader per term and only with a majority's
+ * votes, a leader has everything that was ever committed, nothing is committed that a quorum's
+ * disks do not hold, all members apply the same, reads are never older than what was committed when
+ * they were asked. */
 #ifndef KRD_TESTS_RAFT_SIM_H
 #define KRD_TESTS_RAFT_SIM_H
 

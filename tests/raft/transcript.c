@@ -207,8 +207,7 @@ static void lead(struct story *s, raft_id id)
         say(s, "it does not get to lead");
 }
 
-/* --- Commands: the cluster
- * ------------------------------------------------------------------------ */
+/* --- Commands: the cluster ------------------------------------------------------------------- */
 
 static void set_options(struct story *s, struct raft_options *o)
 {
@@ -309,8 +308,7 @@ static void command_time(struct story *s)
                    (unsigned long long)raft_time_ms(raft_of(s, number(s, 1, 1))));
 }
 
-/* --- Commands: the network
- * -------------------------------------------------------------------------- */
+/* --- Commands: the network ------------------------------------------------------------------- */
 
 static bool end_matches(const char *text, size_t len, raft_id id)
 {
@@ -469,8 +467,7 @@ static void command_inject(struct story *s)
     turn(s, receiver);
 }
 
-/* --- Commands: looking
- * ------------------------------------------------------------------------------- */
+/* --- Commands: looking ----------------------------------------------------------------------- */
 
 static void command_status(struct story *s)
 {
@@ -517,8 +514,7 @@ static void command_counters(struct story *s)
                    (unsigned long long)st.dropped, st.cached_bytes, st.uncommitted_bytes);
 }
 
-/* --- All commands
- * ---------------------------------------------------------------------------------------- */
+/* --- All commands ---------------------------------------------------------------------------- */
 
 /* Commands that touch one node by one call, and give it a turn. */
 static bool simple_command(struct story *s)

@@ -23,7 +23,13 @@ struct history {
     uint64_t proposed;
     /* How bad it gets, in thousandths of all steps. Some histories are nearly calm: with every
      * fault at once, nothing is ever agreed that could be lost. */
-    uint64_t drops, doubles, reorders, crashes, alarms;
+    uint64_t drops, doubles, reorders, crashes, alarms, splits;
+    bool side[SIM_NODES_MAX]; /* of the cut through the network, by id - 1 */
+    uint64_t split_steps;     /* how much longer there is one */
+    uint64_t ticks;           /* of a hundred events; with many, leaders are short-lived */
+    raft_id slow_clock;       /* a member that hardly notices time pass; 0: none */
+    uint64_t disk_speed;      /* of a hundred steps, those in which a disk completes something */
+    uint64_t net_speed; /* messages that arrive in a step, about half as many for each member */
 };
 
 /* What the histories contained, to see that they test something. */
@@ -46,15 +52,46 @@ static bool up(struct history *h, raft_id id)
     return sim_node(&h->sim, id)->raft != NULL;
 }
 
+/* Whom a random member takes for the leader; anybody when it knows of none. Faults that meet leaders
+ * are the interesting ones. */
+static raft_id somebodys_leader(struct history *h)
+{
+    raft_id id = any_node(h);
+    struct raft_status st = {.leader = 0};
+    if (up(h, id))
+        raft_get_status(sim_node(&h->sim, id)->raft, &st);
+    return st.leader != 0 ? st.leader : any_node(h);
+}
+
+static void split_network(struct history *h)
+{
+    if (h->split_steps > 0) {
+        h->split_steps--;
+        return;
+    }
+    if (below(h, 1000) >= h->splits)
+        return;
+    h->split_steps = 20 + below(h, 150);
+    raft_id alone = below(h, 2) == 0 ? somebodys_leader(h) : 0;
+    for (size_t i = 0; i < h->sim.n; i++)
+        h->side[i] = alone != 0 ? i + 1 == alone : below(h, 2) == 0;
+}
+
+static bool cut_off(const struct history *h, const struct sim_message *m)
+{
+    return h->split_steps > 0 && h->side[m->from - 1] != h->side[m->to - 1];
+}
+
 static void deliver_some(struct history *h)
 {
-    for (uint64_t n = 1 + below(h, 4); n > 0 && h->sim.n_queue > 0; n--) {
-        if (below(h, 1000) < h->drops)
-            sim_drop(&h->sim, below(h, h->sim.n_queue));
+    for (uint64_t n = 1 + below(h, h->net_speed * h->sim.n); n > 0 && h->sim.n_queue > 0; n--) {
+        size_t k = below(h, 1000) < h->reorders ? below(h, h->sim.n_queue) : 0;
+        if (cut_off(h, &h->sim.queue[k]) || below(h, 1000) < h->drops)
+            sim_drop(&h->sim, k);
         else if (below(h, 1000) < h->doubles)
-            sim_duplicate(&h->sim, below(h, h->sim.n_queue));
+            sim_duplicate(&h->sim, k);
         else
-            sim_deliver(&h->sim, below(h, 1000) < h->reorders ? below(h, h->sim.n_queue) : 0);
+            sim_deliver(&h->sim, k);
     }
 }
 
@@ -96,30 +133,38 @@ static void fetch_somewhere(struct history *h, raft_id id)
     sim_answer_fetch(&h->sim, id, below(h, 5));
 }
 
+/* Of one member about another, or of all about one at once: then it may be deposed while it lives. */
 static void false_alarm(struct history *h, struct raft *r)
 {
-    if (below(h, 2) == 0)
-        raft_peer_unreachable(r, any_node(h));
+    raft_id about = somebodys_leader(h);
+    uint64_t dice = below(h, 3);
+    if (dice == 0)
+        raft_peer_unreachable(r, about);
+    else if (dice == 1)
+        raft_peer_lost(r, about);
     else
-        raft_peer_lost(r, any_node(h));
+        for (raft_id id = 1; id <= h->sim.n; id++)
+            if (id != about && up(h, id))
+                raft_peer_lost(sim_node(&h->sim, id)->raft, about);
 }
 
 /* One event at a member that is up. */
 static void event(struct history *h, raft_id id)
 {
     struct raft *r = sim_node(&h->sim, id)->raft;
+    if (below(h, 100) < h->ticks) {
+        if (id != h->slow_clock || below(h, 10) == 0)
+            raft_tick(r);
+        return;
+    }
     uint64_t dice = below(h, 100);
-    if (dice < 28)
-        raft_tick(r);
-    else if (dice < 60)
-        sim_persist(&h->sim, id, 1 + below(h, 3));
-    else if (dice < 75)
+    if (dice < 35)
         propose_somewhere(h, id);
-    else if (dice < 83)
+    else if (dice < 65)
         read_somewhere(h, id);
-    else if (dice < 84)
+    else if (dice < 67)
         transfer_somewhere(h, id);
-    else if (dice < 94)
+    else if (dice < 93)
         fetch_somewhere(h, id);
     else if (dice < 97)
         compact_somewhere(h, id);
@@ -137,14 +182,17 @@ static void tell_of_crash(struct history *h, raft_id gone)
 
 static void crash_somewhere(struct history *h, raft_id id)
 {
+    if (below(h, 2) == 0)
+        id = somebodys_leader(h);
+    if (!up(h, id))
+        return;
     sim_crash(&h->sim, id, below(h, 3));
     seen.crashes++;
     tell_of_crash(h, id);
 }
 
-static void chaos(struct history *h)
+static void something_at(struct history *h, raft_id id)
 {
-    raft_id id = any_node(h);
     if (!up(h, id)) {
         if (below(h, 50) == 0)
             sim_start(&h->sim, id);
@@ -154,11 +202,20 @@ static void chaos(struct history *h)
         false_alarm(h, sim_node(&h->sim, id)->raft);
     else
         event(h, id);
-    deliver_some(h);
-    /* Often several events share a turn. */
-    for (id = 1; id <= h->sim.n; id++)
-        if (up(h, id) && below(h, 3) == 0)
+}
+
+static void chaos(struct history *h)
+{
+    split_network(h);
+    for (raft_id id = 1; id <= h->sim.n; id++) {
+        if (below(h, 2) == 0)
+            something_at(h, id);
+        if (up(h, id) && below(h, 100) < h->disk_speed)
+            sim_persist(&h->sim, id, 1 + below(h, 3));
+        if (up(h, id) && below(h, 2) == 0) /* often several events share a turn */
             sim_turn(&h->sim, id);
+    }
+    deliver_some(h);
 }
 
 /* All members run, every message arrives, every write completes. */
@@ -279,9 +336,14 @@ static void live_through(uint64_t seed, size_t voters, size_t learners)
     h.doubles = below(&h, 60) * below(&h, 2);
     h.reorders = below(&h, 300) * below(&h, 2);
     h.crashes = below(&h, 15) * below(&h, 2);
-    h.alarms = below(&h, 30) * below(&h, 2);
+    h.alarms = below(&h, 60) * below(&h, 2);
+    h.splits = below(&h, 40) * below(&h, 3);
+    h.disk_speed = 2 + below(&h, 60);
+    h.net_speed = 1 + below(&h, 20);
+    h.ticks = 20 + below(&h, 60);
+    h.slow_clock = below(&h, voters + 1);
     sim_init(&h.sim, &o, seed, voters, learners);
-    for (uint64_t steps = 400 + below(&h, 1200); steps > 0; steps--) {
+    for (uint64_t steps = 200 + below(&h, 600); steps > 0; steps--) {
         chaos(&h);
         if (steps % 16 == 0)
             sim_check_logs(&h.sim);
