@@ -42,7 +42,7 @@ struct raft_message {
         struct { /* PREVOTE_REPLY, VOTE_REPLY */
             bool granted;
         } vote_reply;
-        struct { /* APPEND. §5.3 */
+        struct { /* APPEND. §5.3. In order with other appends, see raft.h */
             raft_index prev_index;
             raft_term prev_term;
             raft_index commit;

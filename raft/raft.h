@@ -14,7 +14,9 @@
  *      the disk has them. Writes complete in order;
  *   4. send ready.messages. Promises (granted votes, append replies, our own vote and
  *      acknowledgement) never appear there before the write they depend on was reported by
- *      raft_persisted: the core holds them back itself, so that a host cannot send one early;
+ *      raft_persisted: the core holds them back itself, so that a host cannot send one early.
+ *      Appends to one peer travel in order, those without entries among them: they ask whether
+ *      what was sent before has arrived, and must not overtake it. All else may overtake;
  *   5. hand ready.committed to the apply thread, in order; call raft_applied as it progresses;
  *   6. answer ready.reads when the applied index has reached them;
  *   7. read ready.fetches from the log and return them by raft_fetched.
