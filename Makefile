@@ -68,7 +68,7 @@ UNIT_TESTS := test_base test_peer_frame test_peer_tcp test_kv_engine test_ldb_re
               test_raft_codec test_raft_core test_raft_log test_raft_random test_raft_transcripts \
               test_vfs test_wal test_wal_format test_wal_crash
 UNIT_TESTS += test_kv_store test_kv_model test_kv_session test_kv_watch
-UNIT_TESTS += test_http_query test_http_json
+UNIT_TESTS += test_http_query test_http_json test_http_server
 UNIT_TESTS += test_node
 
 LIBS_BASE  :=
@@ -136,6 +136,7 @@ build/deps-checked: Makefile
 # NAME_SRC: what else it is made of. UNIT_CHECKS: scripts that close with "N passed, N failed".
 test_raft_core_SRC   := tests/raft/sim.c
 test_raft_random_SRC := tests/raft/sim.c
+test_http_server_SRC := tests/unit/fake_node.c
 test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
 test_vfs_SRC         := tests/unit/simdisk.c
 test_kv_store_SRC    := tests/unit/kv_fixture.c

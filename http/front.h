@@ -87,6 +87,8 @@ struct http_loop {
     unsigned n_spare;
     struct http_reads reads;
     struct http_watches watches;
+    h2o_timeout_entry_t work; /* our part of a turn (server.c) */
+    bool working, again;
     size_t owed;                           /* messages that the node's callbacks will still post */
     uint64_t now_ms, ticked_ms, polled_ms; /* monotonic */
     uint64_t stop_at_ms;                   /* end of the drain's patience */
@@ -148,6 +150,8 @@ struct http_req {
     bool replied;            /* the answer was begun */
     bool sending;            /* h2o holds bytes of ours */
     uint64_t start_us;       /* monotonic */
+    uint64_t sent_us;        /* a stream's latest piece */
+    uint64_t client_us;      /* what its pieces waited for the client, all told */
     uint64_t progress_ms;    /* when the client was last seen to take something */
     uint64_t progress_bytes; /* what it had acknowledged by then */
     int status;
@@ -213,7 +217,8 @@ void http_error_json(struct krd_buf *out, const char *code, struct slice message
 void http_account(struct http_loop *l, enum http_method m, int status);
 void http_check_stalled(struct http_loop *l);
 
-/* server.c */
+/* server.c: our part of a turn is run, in this one or, when it is under way already, the next */
+void http_kick(struct http_loop *l);
 struct http_conn *http_conn_of(h2o_req_t *h2o);
 /* Closes whatever it is doing; h2o notices and disposes of its request. */
 void http_conn_kill(struct http_conn *c);

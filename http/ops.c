@@ -29,6 +29,8 @@ static void reply_health(struct http_req *r)
         jout_str(&j, "reason", reason != NULL ? reason : "unknown");
     jout_end_object(&j);
     node_status_deinit(&s);
+    if (!ok)
+        http_header(r, "Retry-After", slice_str("1"));
     http_reply_json(r, ok ? 200 : 503);
 }
 

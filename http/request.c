@@ -89,6 +89,7 @@ static void on_proceed(h2o_generator_t *g, h2o_req_t *q)
     (void)q;
     struct http_req *r = KRD_CONTAINER_OF(g, struct http_req, generator);
     r->sending = false;
+    r->client_us += krd_mono_us() - r->sent_us;
     r->on_drained(r);
 }
 
@@ -164,7 +165,7 @@ static void account(struct http_req *r)
     http_account(r->loop, r->method, r->status);
     if (r->route.call == HTTP_CALL_WATCH)
         return;
-    uint64_t us = krd_mono_us() - r->start_us;
+    uint64_t us = krd_mono_us() - r->start_us - r->client_us;
     int bucket = 0;
     while (bucket < HTTP_BUCKETS && us > http_bucket_us[bucket])
         bucket++;
@@ -416,6 +417,7 @@ void http_stream_send(struct http_req *r, struct slice piece, bool final)
     KRD_ASSERT(!r->sending);
     h2o_iovec_t buf = h2o_iovec_init(piece.ptr, piece.len);
     r->sending = true;
+    r->sent_us = krd_mono_us();
     r->progress_ms = r->loop->now_ms;
     if (final)
         account(r);
@@ -428,6 +430,7 @@ void http_next_turn(struct http_req *r)
 {
     if (!h2o_linklist_is_linked(&r->turn_link))
         h2o_linklist_insert(&r->loop->turn, &r->turn_link);
+    http_kick(r->loop);
 }
 
 void http_run_turn(struct http_loop *l)

@@ -2,8 +2,8 @@
  *
  * http_start binds once; each loop polls a duplicate of every listening socket and takes what it
  * gets. A loop is a thread with an h2o event loop and context of its own, built and torn down on
- * that thread (libh2o keeps buffers per thread). One turn of a loop: sockets and inbox (h2o), the
- * barrier for the reads that came, slices of long answers, watches, timers.
+ * that thread (libh2o keeps buffers per thread). One turn of a loop: sockets and inbox (h2o), then
+ * slices of long answers, watches, timers (on_work), then one barrier for the reads that came.
  *
  * Stopping: http_stop posts one message to each loop. The loop closes its listeners, ends its
  * watches, closes connections as they become idle and the rest when patience ends, and leaves when
@@ -269,6 +269,8 @@ static int on_req(h2o_handler_t *self, h2o_req_t *q)
 /* --- A loop's life -----------------------------------------------------------------------------
  */
 
+static void on_work(h2o_timeout_entry_t *entry);
+
 static void loop_init(struct http_loop *l)
 {
     h2o_linklist_init_anchor(&l->conns);
@@ -276,7 +278,8 @@ static void loop_init(struct http_loop *l)
     h2o_linklist_init_anchor(&l->active);
     h2o_linklist_init_anchor(&l->turn);
     h2o_linklist_init_anchor(&l->reads.gathering);
-    l->now_ms = krd_mono_ms();
+    l->now_ms = l->ticked_ms = krd_mono_ms();
+    l->work.cb = on_work;
     h2o_context_init(&l->ctx, h2o_evloop_create(), &l->front->conf);
     l->accept_ctx = (h2o_accept_ctx_t){.ctx = &l->ctx, .hosts = l->front->conf.hosts};
     h2o_multithread_register_receiver(l->ctx.queue, &l->inbox, on_inbox);
@@ -333,6 +336,7 @@ static void loop_deinit(struct http_loop *l)
 {
     KRD_ASSERT(h2o_linklist_is_empty(&l->active));
     http_watches_deinit(l);
+    h2o_timeout_unlink(&l->work);
     http_req_free_spares(l);
     h2o_multithread_unregister_receiver(l->ctx.queue, &l->inbox);
     h2o_multithread_queue_t *queue = l->ctx.queue;
@@ -373,16 +377,26 @@ static bool drained(const struct http_loop *l)
            l->lingering.next == &l->lingering;
 }
 
+static bool poll_due(const struct http_loop *l)
+{
+    return l->watches.polls > 0 && l->now_ms - l->polled_ms >= POLL_TICK_MS;
+}
+
+static bool tick_due(const struct http_loop *l)
+{
+    return l->now_ms - l->ticked_ms >= TICK_MS;
+}
+
 static void tick(struct http_loop *l)
 {
-    if (l->watches.polls > 0 && l->now_ms - l->polled_ms >= POLL_TICK_MS) {
+    bool due = tick_due(l);
+    if (due || poll_due(l)) {
         l->polled_ms = l->now_ms;
         http_watches_tick(l);
     }
-    if (l->now_ms - l->ticked_ms < TICK_MS)
+    if (!due)
         return;
     l->ticked_ms = l->now_ms;
-    http_watches_tick(l);
     http_check_stalled(l);
     check_lingering(l, false);
     if (!l->accepting && !l->stopping)
@@ -391,17 +405,51 @@ static void tick(struct http_loop *l)
         l->fd_shortage_logged = false;
 }
 
-/* What is sent outside h2o_evloop_run (in a turn, or by a watch) leaves its completion in a list
- * that h2o 2.2 looks at only behind the next poll: that poll must not wait. */
-static bool has_completions(const struct http_loop *l)
+/* --- Turns -------------------------------------------------------------------------------------
+ *
+ * Answers are written inside h2o's own turn, never beside it: a write that ends at once is
+ * completed later in the same turn. Done between turns, h2o 2.2.5 would find the socket "writing"
+ * when it brings epoll up to date, complete the write, and still be polling for it: its next event
+ * trips an assertion. So our part of a turn is the callback of a zero timeout, which h2o runs when
+ * the sockets and the inbox have had theirs. Work that is asked for during our part is for the next
+ * turn, or h2o would call us again and again in this one. */
+
+void http_kick(struct http_loop *l)
 {
-    return l->ctx.loop->_pending_as_client != NULL || l->ctx.loop->_pending_as_server != NULL;
+    if (l->working)
+        l->again = true;
+    else if (!h2o_timeout_is_linked(&l->work))
+        h2o_timeout_link(l->ctx.loop, &l->ctx.zero_timeout, &l->work);
+}
+
+static void on_work(h2o_timeout_entry_t *entry)
+{
+    struct http_loop *l = KRD_CONTAINER_OF(entry, struct http_loop, work);
+    l->working = true;
+    l->now_ms = krd_mono_ms();
+    http_run_turn(l);
+    http_watches_run(l);
+    tick(l);
+    if (l->stopping)
+        drain(l);
+    l->working = false;
+}
+
+static void prepare_turn(struct http_loop *l)
+{
+    bool work = l->again || l->stopping || tick_due(l) || poll_due(l);
+    /* h2o's clock is the wall's: set back, it would keep us waiting until it is where it was. */
+    if (h2o_timeout_is_linked(&l->work)) {
+        h2o_timeout_unlink(&l->work);
+        work = true;
+    }
+    l->again = false;
+    if (work)
+        http_kick(l);
 }
 
 static int32_t wait_ms(const struct http_loop *l)
 {
-    if (l->watches.more || l->turn.next != &l->turn || has_completions(l))
-        return 0;
     return http_reads_wait(l, l->stopping || l->watches.polls > 0 ? POLL_TICK_MS : TICK_MS);
 }
 
@@ -411,14 +459,10 @@ static void *run(void *arg)
     loop_init(l);
     sem_post(&l->front->ready);
     while (!drained(l)) {
+        prepare_turn(l);
         (void)h2o_evloop_run(l->ctx.loop, wait_ms(l));
         l->now_ms = krd_mono_ms();
         http_reads_flush(l);
-        http_run_turn(l);
-        http_watches_run(l);
-        tick(l);
-        if (l->stopping)
-            drain(l);
     }
     loop_deinit(l);
     return NULL;

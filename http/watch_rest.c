@@ -58,6 +58,7 @@ static void line_end(struct watch *s, struct jout *j)
     struct http_loop *l = s->r->loop;
     if (!h2o_linklist_is_linked(&s->r->dirty_link))
         h2o_linklist_insert(&l->watches.dirty, &s->r->dirty_link);
+    http_kick(l);
 }
 
 static void put_bookmark(struct watch *s)
@@ -126,6 +127,12 @@ static void on_compacted(void *arg, int64_t compact_revision)
         put_error(s, KRD_COMPACTED, "oldest_revision", compact_revision);
 }
 
+static void run_group(struct http_loop *l)
+{
+    l->watches.more = true;
+    http_kick(l);
+}
+
 /* --- Sending ------------------------------------------------------------------------------------
  */
 
@@ -151,12 +158,13 @@ static void flush(struct watch *s)
     s->next = sent;
     s->next.len = 0;
     bool last = s->last;
-    if (last) {
+    if (last && s->w != NULL) {
+        r->revision = node_watch_synced_revision(s->w);
         end_watch(s);
-    } else if (s->resting) {
+    } else if (s->resting && !last) {
         s->resting = false;
         node_watch_resume(s->w);
-        r->loop->watches.more = true;
+        run_group(r->loop);
     }
     if (s->once && s->compacted)
         http_fail(r, KRD_COMPACTED, NULL);
@@ -246,6 +254,11 @@ void http_watch(struct http_req *r)
     take_query(r, s, &spec);
     if (!http_query_done(r))
         return;
+    /* What is known now is told by a status; what is compacted later, by a line. */
+    if (spec.from != 0 && spec.from < node_compacted_revision(l->node)) {
+        http_fail(r, KRD_COMPACTED, NULL);
+        return;
+    }
     r->state = s;
     enum krd_status st = node_watch_open(l->watches.group, &spec, &sink, &s->w);
     if (st != KRD_OK || s->compacted) {
@@ -262,7 +275,7 @@ void http_watch(struct http_req *r)
     r->on_drained = on_drained;
     http_count(&l->counters.watchers, 1);
     l->watches.polls += s->once;
-    l->watches.more = true;
+    run_group(l);
     r->revision = node_watch_synced_revision(s->w);
     http_header(r, "Cache-Control", slice_str("no-cache"));
     if (s->once)
@@ -286,7 +299,7 @@ static void on_wake_msg(struct http_loop *l, struct http_msg *m)
 {
     (void)m;
     atomic_store(&l->watches.wake_posted, false);
-    l->watches.more = true;
+    run_group(l);
 }
 
 /* On the node's thread. One message is enough, however often it calls. */
@@ -316,8 +329,10 @@ void http_watches_deinit(struct http_loop *l)
 
 void http_watches_run(struct http_loop *l)
 {
-    if (l->watches.more)
-        l->watches.more = node_watch_run(l->watches.group);
+    bool more = l->watches.more;
+    l->watches.more = false;
+    if (more && node_watch_run(l->watches.group))
+        run_group(l);
     h2o_linklist_t now;
     h2o_linklist_init_anchor(&now);
     h2o_linklist_insert_list(&now, &l->watches.dirty);
