@@ -90,8 +90,8 @@ static void utf8_is_unicodes_own(void **state)
                                        "\xee\x80\x80",
                                        "\xf0\x90\x80\x80",
                                        "\xf4\x8f\xbf\xbf",
-                                       "12345678\xc3\xa9"
-                                       "12345678"};
+                                       ("12345678\xc3\xa9"
+                                        "12345678")};
     static const char *const bad[] = {"\x80",
                                       "\xbf",
                                       "\xc0\x80",
@@ -109,8 +109,8 @@ static void utf8_is_unicodes_own(void **state)
                                       "\xff",
                                       "\xf0\x90\x80",
                                       "12345678\xff",
-                                      "1234567\xc3"
-                                      "1"};
+                                      ("1234567\xc3"
+                                       "1")};
     for (size_t i = 0; i < KRD_ARRAY_LEN(good); i++)
         assert_true(jout_utf8_valid(slice_str(good[i])));
     for (size_t i = 0; i < KRD_ARRAY_LEN(bad); i++)
@@ -273,8 +273,7 @@ static void a_wrong_type_or_range_is_named(void **state)
     json_in_close(&in);
 }
 
-/* --- Transactions
- * --------------------------------------------------------------------------------- */
+/* --- Transactions ---------------------------------------------------------------------------- */
 
 /* NULL with *error set; the tree is kept until the end of the test in `in`. */
 static struct json_in in;
