@@ -844,12 +844,31 @@ struct listener {
     uint64_t persisted;
     struct raft_entry *entries;
     size_t n_entries;
-    uint64_t syncs;
+    uint64_t syncs, fetches;
 };
+
+/* What the calling thread wrote and has not synced. */
+static _Thread_local bool unsynced;
+static _Thread_local unsigned writes;
+
+static int watched_pwrite(struct krd_file *f, const void *p, size_t n, uint64_t offset)
+{
+    unsynced = true;
+    writes++;
+    return krd_vfs_posix()->pwrite(f, p, n, offset);
+}
+
+static int watched_fdatasync(struct krd_file *f)
+{
+    unsynced = false;
+    return krd_vfs_posix()->fdatasync(f);
+}
 
 static void on_persisted(void *arg, uint64_t seq)
 {
     struct listener *l = arg;
+    KRD_ASSERT(writes > 0 && !unsynced); /* not cmocka's: this is the writer's thread */
+    writes = 0;
     assert_true(write(l->pipe[1], &seq, sizeof seq) == sizeof seq);
 }
 
@@ -858,6 +877,7 @@ static void on_fetched(void *arg, raft_id peer, struct raft_entry *entries, size
     struct listener *l = arg;
     l->entries = entries;
     l->n_entries = n;
+    l->fetches++;
     uint64_t tag = UINT64_MAX - peer;
     assert_true(write(l->pipe[1], &tag, sizeof tag) == sizeof tag);
 }
@@ -896,7 +916,10 @@ static void the_writer_persists_in_order_and_fetches(void **state)
     struct fixture *f = *state;
     char dir[] = "/tmp/test_wal_XXXXXX";
     assert_non_null(mkdtemp(dir));
-    f->options.vfs = krd_vfs_posix();
+    struct krd_vfs vfs = *krd_vfs_posix();
+    vfs.pwrite = watched_pwrite;
+    vfs.fdatasync = watched_fdatasync;
+    f->options.vfs = &vfs;
     f->options.dir = dir;
     f->options.segment_bytes = 32 * 1024;
     reopen(f);
@@ -941,7 +964,16 @@ static void the_writer_persists_in_order_and_fetches(void **state)
     assert_true(wal_writer_bytes(t) >= 32 * 1024);
     assert_false(wal_writer_starved(t));
     f->m.base = wal_writer_first_index(t) - 1;
-    wal_writer_stop(t);
+    l.fetches = 0;
+    for (raft_id peer = 1; peer <= 3; peer++) /* beyond the end: nothing to release */
+        wal_writer_fetch(t, &(struct raft_fetch){.peer = peer, .first = 9999, .last = 9999});
+    wr = model_entries(&f->m, 902, 1, 2, 10);
+    wr.seq = ++seq;
+    wal_writer_append(t, &wr);
+    model_write_deinit(&wr);
+    wal_writer_stop(t); /* answers everything first */
+    assert_int_equal(l.fetches, 3);
+    await(&l, seq);
 
     reopen(f);
     expect_readable(f, 4000);
@@ -976,6 +1008,8 @@ static void a_full_disk_is_met_before_a_batch_needs_it(void **state)
     assert_non_null(mkdtemp(dir));
     struct krd_vfs vfs = *krd_vfs_posix();
     vfs.fallocate = fallocate_or_not;
+    vfs.pwrite = watched_pwrite;
+    vfs.fdatasync = watched_fdatasync;
     f->options.vfs = &vfs;
     f->options.dir = dir;
     f->options.segment_bytes = 64 * 1024;
