@@ -1,5 +1,7 @@
-/* wal_format.h - the bytes of a log segment. A segment file NNNNNNNNNNNNNNNN.wal (its number in
- * decimal) is an array of 512-byte sectors, and each sector can be judged on its own:
+/* wal_format.h - the bytes of a log segment. Segment files are named NNNNNNNNNNNNNNNN.wal, by their
+ * number in decimal: a missing, swapped or copied one shows without being read, whereas first
+ * indexes repeat when a conflict reaches back. A segment is an array of 512-byte sectors, and each
+ * sector can be judged on its own:
  *
  *  0                            504         508      511    512
  *  | content                    | crc32c    | seq    | mark |
