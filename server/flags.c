@@ -381,8 +381,11 @@ static enum krd_status settle(struct flags *f, char **err)
         *err = krd_strdup("-election-timeout must be at least five times -heartbeat");
         return KRD_BAD_REQUEST;
     }
-    if (f->haddr_adv == NULL)
-        f->haddr_adv = f->haddr[0] == ':' ? krd_asprintf("localhost%s", f->haddr) : f->haddr;
+    static char *on_all_addresses; /* kept for the life of the process */
+    if (f->haddr_adv == NULL && f->haddr[0] == ':')
+        f->haddr_adv = on_all_addresses = krd_asprintf("localhost%s", f->haddr);
+    else if (f->haddr_adv == NULL)
+        f->haddr_adv = f->haddr;
     enum krd_status st = settle_logging(f, err);
     return st == KRD_OK ? settle_cluster(f, err) : st;
 }
