@@ -267,10 +267,9 @@ class LeaderKilled(FailoverTest):
         for _ in range(rounds):
             self.wait_progress(writers)
             for node in self.cluster.nodes:
+                node.expected_end = True
                 node.proc.kill()
             for node in self.cluster.nodes:
-                node.expected_end = True
-                node.kill9()
                 node.proc.wait()
             for node in self.cluster.nodes:
                 node.start()
@@ -421,13 +420,14 @@ class FiveNodes(FailoverTest):
         self.wait_progress(writers)
         leader = self.cluster.leader()
         second = self.cluster.followers()[0]
-        leader.proc.kill()
-        second.proc.kill()
+        survivors = [x for x in self.cluster.nodes if x not in (leader, second)]
+        began = now()
         for node in (leader, second):
             node.expected_end = True
+            node.proc.kill()
+        gap = self.first_ack_after(began, survivors)
+        for node in (leader, second):
             node.proc.wait()
-        survivors = self.cluster.alive()
-        gap = self.first_ack_after(now(), survivors)
         print("    two of five killed at once: next write after %.0f ms" % (gap * 1000))
         self.wait_progress([w for w in writers if w.node in survivors])
         for node in survivors:
