@@ -304,13 +304,11 @@ static void give_batch(struct kv_watch_group *g, const struct kv_feed_batch *b)
     g->history = false;
     for (size_t i = 0; i < b->n;) {
         g->revision = b->changes[i].at.revision;
-        if (g->revision <= g->taken) { /* before the group had watchers */
-            i++;
-            continue;
-        }
         for (; i < b->n && b->changes[i].at.revision == g->revision; i++)
             add_change(g, b->changes[i].at, b->changes[i].record, false);
         give_out(g);
+        /* A sink may have closed the last watcher and opened the next first one, which sets taken
+         * to what was published; the rest of the batch then concerns nobody. */
         g->taken = krd_max_i64(g->taken, g->revision);
     }
 }

@@ -1,6 +1,7 @@
 /* The store's rules, one by one; each name is a claim. Random streams are in test_kv_model.c. */
 #include "base/limits.h"
 #include "kv/engine.h"
+#include "kv/hash.h"
 #include "tests/unit/kv_fixture.h"
 
 #include <inttypes.h>
@@ -871,6 +872,19 @@ static void expiry_ends_only_what_is_due(void **state)
     assert_int_equal(info.deadline_ms, 17000);
 }
 
+static void cluster_time_never_goes_back(void **state)
+{
+    struct fixture *f = *state;
+    struct kv_lease_info info;
+    f->time_ms = 5000;
+    done(f, cmd_put(f, "a", "1"));
+    f->time_ms = 4000;
+    done(f, cmd_grant(f, 5, 10));
+    assert_int_equal(kv_applied_time_ms(f->s), 5000);
+    assert_int_equal(kv_lease_get(f->s, 5, &info), KRD_OK);
+    assert_int_equal(info.deadline_ms, 15000);
+}
+
 static void a_renewal_tells_the_ttl_or_0(void **state)
 {
     struct fixture *f = *state;
@@ -920,6 +934,16 @@ static void a_put_can_bring_its_own_lease(void **state)
     assert_int_equal(r->lease_ttl, 30);
     assert_int_equal(r->op.u.put.kv.lease, r->lease_id);
     assert_string_equal(lease_keys(f, r->lease_id), "a ");
+}
+
+static void a_grant_beside_a_put_that_does_not_take_it_is_not_made(void **state)
+{
+    struct fixture *f = *state;
+    struct kv_lease_info info;
+    command *c = cmd_put(f, "a", "1");
+    c->lease_grant = cmd_grant(f, 5, 30)->lease_grant;
+    assert_int_equal(done(f, c)->lease_id, 0);
+    assert_int_equal(kv_lease_get(f->s, 5, &info), KRD_LEASE_NOT_FOUND);
 }
 
 /* Else every refused attempt would leave a lease behind that nobody knows. */
@@ -1090,6 +1114,60 @@ static enum krd_status open_with(struct fixture *f, uint64_t checkpoint)
         assert_non_null(err);
     krd_free(err);
     return st;
+}
+
+static void a_huge_batch_and_a_huge_delete_are_whole(void **state)
+{
+    enum { KEYS = 20000 };
+    struct fixture *f = *state;
+    struct raft_entry *log = krd_calloc(KEYS, sizeof *log);
+    for (int i = 0; i < KEYS; i++)
+        log[i] = entry_of(cmd_put(f, krd_arena_printf(&f->arena, "key/%05d", i), "x"),
+                          (uint64_t)i + 1, 1);
+    kv_apply(f->s, log, KEYS, NULL, NULL);
+    f->index = KEYS;
+    for (int i = 0; i < KEYS; i++)
+        raft_entry_unref(&log[i]);
+    krd_free(log);
+    assert_int_equal(kv_revision(f->s), KEYS + 1);
+    assert_int_equal(kv_applied_index(f->s), KEYS);
+    assert_hash_is_true(f);
+    struct kv_result *r = done(f, cmd_delete(f, "key/00010", "key/19990"));
+    assert_int_equal(r->op.u.del.deleted, KEYS - 20);
+    assert_int_equal(r->revision, KEYS + 2);
+    assert_string_equal(listed(f, "key/00008", "key/19992", 0),
+                        "key/00008=x key/00009=x key/19990=x key/19991=x ");
+    assert_hash_is_true(f);
+}
+
+/* As after kill -9: nothing is closed, and the page cache is there. */
+static void a_killed_process_leaves_what_it_applied(void **state)
+{
+    struct fixture *f = *state;
+    int status;
+    kv_close(f->s);
+    f->s = NULL;
+    pid_t child = fork();
+    if (child == 0) {
+        struct kv_options o = {.dir = f->dir, .self = f->self, .self_boot = f->boot};
+        char *err;
+        if (kv_open(&o, &f->s, &err) != KRD_OK)
+            _exit(1);
+        for (int i = 0; i < 500; i++)
+            done(f, cmd_put(f, krd_arena_printf(&f->arena, "%d", i % 100), "x"));
+        done(f, cmd_grant(f, 5, 60));
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    struct kv_options o = {.dir = f->dir, .self = f->self, .self_boot = ++f->boot};
+    char *err;
+    assert_int_equal(kv_open(&o, &f->s, &err), KRD_OK);
+    f->index = kv_applied_index(f->s);
+    assert_int_equal(f->index, 501);
+    assert_int_equal(kv_revision(f->s), 501);
+    assert_hash_is_true(f);
+    done(f, cmd_put_lease(f, "a", "1", 5));
 }
 
 static void a_store_older_than_its_checkpoint_is_refused(void **state)
@@ -1278,6 +1356,54 @@ static void the_state_does_not_depend_on_how_the_log_is_cut(void **state)
     krd_free(log);
 }
 
+/* Everything in the engine but the progress of compaction. */
+static uint64_t digest_of_records(struct fixture *f)
+{
+    struct kv_engine_options o = {f->dir, 1 << 20, 1 << 20};
+    struct kv_engine *e;
+    char *err;
+    uint64_t d = 0;
+    kv_close(f->s);
+    f->s = NULL;
+    assert_int_equal(kv_engine_open(&o, &e, &err), KRD_OK);
+    struct kv_engine_iter *it = kv_engine_iter_create(e, NULL, false);
+    for (kv_engine_iter_seek(it, slice_str("d")); kv_engine_iter_valid(it);
+         kv_engine_iter_next(it)) {
+        d = (d ^ kv_hash_key(kv_engine_iter_key(it))) * 0x9e3779b97f4a7c15ull;
+        struct slice record = kv_engine_iter_value(it);
+        if (record.len > 0)
+            d = (d ^ kv_hash_key(record)) * 0x9e3779b97f4a7c15ull;
+    }
+    kv_engine_iter_destroy(it);
+    kv_engine_close(e);
+    return d;
+}
+
+/* Nodes compact at their own pace; once they are through, they hold the same records. */
+static void the_records_do_not_depend_on_the_pace_of_compaction(void **state)
+{
+    struct fixture *f = *state;
+    struct raft_entry *log = fixed_log(f, LOG_ENTRIES);
+    uint64_t first = 0;
+    for (int pace = 0; pace < 3; pace++) {
+        struct fixture *node = fixture_create();
+        for (size_t i = 0; i < LOG_ENTRIES; i++) {
+            kv_apply(node->s, &log[i], 1, NULL, NULL);
+            if (pace == 1 || (pace == 2 && i % 500 == 0))
+                kv_maintain(node->s);
+        }
+        maintain(node);
+        uint64_t d = digest_of_records(node);
+        if (pace == 0)
+            first = d;
+        assert_true(d == first);
+        fixture_destroy(node);
+    }
+    for (size_t i = 0; i < LOG_ENTRIES; i++)
+        raft_entry_unref(&log[i]);
+    krd_free(log);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, fixture_up, fixture_down)
 
 int main(void)
@@ -1328,15 +1454,20 @@ int main(void)
         T(deadlines_are_kept_in_order_and_over_a_restart),
         T(a_put_can_bring_its_own_lease),
         T(a_grant_that_no_put_takes_is_not_made),
+        T(a_grant_beside_a_put_that_does_not_take_it_is_not_made),
+        T(cluster_time_never_goes_back),
         T(compaction_forgets_what_lies_before),
         T(compaction_gives_the_space_back),
         T(a_key_that_came_back_survives_the_end_of_its_tombstone),
         T(a_wholly_forgotten_key_has_no_history),
         T(a_store_goes_on_where_it_stopped),
+        T(a_huge_batch_and_a_huge_delete_are_whole),
+        T(a_killed_process_leaves_what_it_applied),
         T(a_store_older_than_its_checkpoint_is_refused),
         T(a_store_of_another_format_is_refused),
         T(the_hash_tells_a_rotten_key),
         T(the_state_does_not_depend_on_how_the_log_is_cut),
+        T(the_records_do_not_depend_on_the_pace_of_compaction),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

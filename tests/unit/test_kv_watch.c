@@ -451,6 +451,35 @@ static void watchers_may_be_closed_from_inside(void **state)
     }
 }
 
+static bool replace_itself(struct log *l)
+{
+    kv_watch_close(l->w);
+    l->w = NULL;
+    if (l->other->w == NULL)
+        watch(l->group, l->other, spec("a", NULL, 0));
+    return true;
+}
+
+/* The group was without watchers for a moment, in the middle of what it was given. */
+static void the_last_watcher_may_be_replaced_from_inside(void **state)
+{
+    struct fixture *f = *state;
+    struct kv_watch_group *g = group_of(f);
+    struct log second = {.w = NULL}, first = {.then = replace_itself, .other = &second};
+    watch(g, &first, spec("a", NULL, 0));
+    put(f, "a", "1");
+    put(f, "a", "2");
+    run(g);
+    assert_int_equal(kv_watch_synced_revision(second.w), 3);
+    put(f, "a", "3");
+    run(g);
+    assert_string_equal(read_log(f, &first), "2:+a=1 ");
+    assert_string_equal(read_log(f, &second), "4:+a=3 ");
+    krd_buf_deinit(&first.text);
+    close_log(&second);
+    kv_watch_group_destroy(g);
+}
+
 static void watchers_may_be_opened_from_inside(void **state)
 {
     struct fixture *f = *state;
@@ -745,6 +774,51 @@ static void threads_follow_the_writer_without_a_gap(void **state)
     assert_hash_is_true(f);
 }
 
+/* A key that was there at every revision is found at every revision that is not compacted, whatever
+ * is compacted while it is looked for. */
+static void *steady_main(void *arg)
+{
+    struct follower *p = arg;
+    struct krd_arena arena = KRD_ARENA_INIT;
+    while (!atomic_load(p->stop) && !p->broken) {
+        struct kv_pair pair, *list;
+        size_t n;
+        int64_t now = kv_revision(p->s), revision;
+        struct slice k = slice_str("steady");
+        enum krd_status st = kv_get(p->s, k, now - 1, &arena, &pair, NULL);
+        p->broken |= st != KRD_OK && st != KRD_COMPACTED;
+        p->broken |= kv_get(p->s, k, 0, &arena, &pair, &revision) != KRD_OK;
+        p->broken |= kv_history(p->s, k, 0, &arena, &list, &n, NULL) != KRD_OK;
+        p->opened += st == KRD_OK;
+        krd_arena_reset(&arena);
+    }
+    krd_arena_deinit(&arena);
+    return NULL;
+}
+
+static void compaction_never_hides_a_key_from_a_reader(void **state)
+{
+    struct fixture *f = *state;
+    atomic_bool stop = false;
+    char value[300]; /* so long that it stands apart from its key */
+    memset(value, 'v', sizeof value - 1);
+    value[sizeof value - 1] = 0;
+    put(f, "steady", value);
+    put(f, "steady", value);
+    struct follower p = {.s = f->s, .stop = &stop};
+    pthread_t thread;
+    pthread_create(&thread, NULL, steady_main, &p);
+    for (int i = 0; i < WRITES; i++) {
+        put(f, "steady", value);
+        done(f, cmd_compact(f, kv_revision(f->s)));
+        kv_maintain(f->s);
+        krd_arena_reset(&f->arena);
+    }
+    atomic_store(&stop, true);
+    pthread_join(thread, NULL);
+    assert_false(p.broken);
+}
+
 #define T(name) cmocka_unit_test_setup_teardown(name, fixture_up, fixture_down)
 
 int main(void)
@@ -763,11 +837,13 @@ int main(void)
         T(a_watch_from_below_the_compacted_revision_is_told),
         T(compaction_may_overtake_a_slow_watch),
         T(watchers_may_be_closed_from_inside),
+        T(the_last_watcher_may_be_replaced_from_inside),
         T(watchers_may_be_opened_from_inside),
         T(ten_thousand_watchers_cost_an_event_nothing),
         T(ten_thousand_laggards_share_one_reading),
         T(the_index_agrees_with_a_walk),
         T(threads_follow_the_writer_without_a_gap),
+        T(compaction_never_hides_a_key_from_a_reader),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
