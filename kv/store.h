@@ -4,7 +4,7 @@
  * One entry in, one result out: applying is a function of (state, entry) alone. Many entries go
  * into one LevelDB batch together with the applied index, its term, the revision and the hash.
  *
- * Records in LevelDB (store.c draws them byte by byte):
+ * Records in LevelDB (record.h draws them byte by byte):
  *   newest version of a key: one point read               'k' key
  *   (a long value stands in its change: a second one)
  *   every revision's changes, in order, whole              'r' revision sub -> key, pair, revision
@@ -81,6 +81,8 @@ uint64_t kv_disk_bytes(struct kv_store *s);
 
 /* --- Reading: any thread --------------------------------------------------------------------- */
 
+/* A past revision costs a point read for each newer version of the key, here and in cursors. */
+
 /* One key. *out's slices lie in the arena. KRD_NOT_FOUND; KRD_COMPACTED, KRD_FUTURE_REVISION for
  * a past revision. *revision (may be NULL): the store's revision that the answer is true of. */
 KRD_MUST_CHECK enum krd_status kv_get(struct kv_store *s, struct slice key, int64_t revision,
@@ -99,7 +101,8 @@ int64_t kv_cursor_count_rest(struct kv_cursor *c);
 void kv_cursor_close(struct kv_cursor *c); /* takes NULL */
 
 /* A key's kept versions, newest first (tombstones included, version 0); up to limit (0: all).
- * Pairs lie in the arena. */
+ * Pairs lie in the arena. KRD_NOT_FOUND: none is kept. Kept are all from the compacted revision on
+ * and, unless a tombstone, the newest one below it. */
 KRD_MUST_CHECK enum krd_status kv_history(struct kv_store *s, struct slice key, size_t limit,
                                           struct krd_arena *arena, struct kv_pair **out, size_t *n,
                                           int64_t *store_revision);
