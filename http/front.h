@@ -104,7 +104,9 @@ struct http_conn {
     struct http_loop *loop;
     h2o_socket_t *sock;
     struct http_req *req; /* the one being answered, or NULL */
-    int linger_fd;        /* -1, or a duplicate that outlives h2o's (server.c) */
+    bool listening;       /* for signs that the client has left (server.c) */
+    h2o_socket_cb h2o_on_read;
+    int linger_fd; /* -1, or a duplicate that outlives h2o's (server.c) */
 };
 
 /* --- A request --------------------------------------------------------------------------------
@@ -148,6 +150,7 @@ struct http_req {
 
     h2o_generator_t generator;
     bool replied;            /* the answer was begun */
+    bool finished;           /* its last piece was given to h2o */
     bool sending;            /* h2o holds bytes of ours */
     uint64_t start_us;       /* monotonic */
     uint64_t sent_us;        /* a stream's latest piece */
@@ -222,6 +225,7 @@ void http_kick(struct http_loop *l);
 struct http_conn *http_conn_of(h2o_req_t *h2o);
 /* Closes whatever it is doing; h2o notices and disposes of its request. */
 void http_conn_kill(struct http_conn *c);
+void http_conn_unlisten(struct http_conn *c);
 unsigned http_loop_count(const struct http_front *f);
 struct http_counters *http_loop_counters(struct http_front *f, unsigned i);
 

@@ -5,7 +5,6 @@
  *
  * 1. The client leaves while its proposal is under way. h2o disposes of the pool: our chunk in it
  *    says so, h2o becomes NULL, the message that comes later finds nobody and frees the result.
- *    (h2o does not read while it waits for an answer: it notices when it writes.)
  * 2. The client takes nothing of its answer. h2o 2.2.5 has no timeout for that: a check once a
  *    second looks at what the client's kernel has acknowledged, and shuts the socket down.
  * 3. The node stops. Its callbacks come with KRD_STOPPING, each exactly once. */
@@ -79,6 +78,7 @@ static void on_pool_dispose(void *slot)
     unlink_if(&r->read_link);
     KRD_ASSERT(!h2o_linklist_is_linked(&r->watch_link));
     KRD_ASSERT(!h2o_linklist_is_linked(&r->dirty_link));
+    http_conn_unlisten(r->conn);
     r->conn->req = NULL;
     r->h2o = NULL;
     unref(r);
@@ -310,6 +310,7 @@ void http_reply(struct http_req *r, int status, const char *type, struct slice b
     if (status != 204 && status != 304)
         q->res.content_length = body.len;
     account(r);
+    r->finished = true;
     h2o_iovec_t buf = h2o_iovec_init(body.ptr, body.len);
     h2o_start_response(q, &r->generator);
     r->sending = true;
@@ -419,6 +420,7 @@ void http_stream_send(struct http_req *r, struct slice piece, bool final)
     r->sending = true;
     r->sent_us = krd_mono_us();
     r->progress_ms = r->loop->now_ms;
+    r->finished = final;
     if (final)
         account(r);
     /* After a final piece the request may be gone. */

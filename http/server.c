@@ -136,6 +136,43 @@ void http_conn_kill(struct http_conn *c)
     (void)shutdown(h2o_socket_get_fd(c->sock), SHUT_RDWR);
 }
 
+/* --- Clients that leave while they wait ---------------------------------------------------------
+ *
+ * h2o 2.2.5 stops reading while a request is being answered. For answers that come later that
+ * costs two epoll_ctl calls a request, and a client that has left is noticed only when something is
+ * written to it. So we ask to be told, without reading (the request still lies in the buffer), and
+ * look what it is: more requests wait for their turn; a reset ends the request at once, and so does
+ * the end of input on a watch, which nobody half-closes on purpose. Anybody else who has closed
+ * his side may still be waiting for his answer. */
+
+static void on_sign(h2o_socket_t *sock, const char *err)
+{
+    struct http_conn *c = sock->on_close.data;
+    char byte;
+    ssize_t n = err == NULL ? recv(h2o_socket_get_fd(sock), &byte, 1, MSG_PEEK | MSG_DONTWAIT) : -1;
+    if (n < 0 && err == NULL && (errno == EAGAIN || errno == EINTR))
+        return;
+    bool gone = n < 0 || (n == 0 && c->req->route.call == HTTP_CALL_WATCH);
+    http_conn_unlisten(c);
+    h2o_socket_read_stop(sock);
+    if (gone)
+        c->h2o_on_read(sock, h2o_socket_error_closed);
+}
+
+static void listen_for_signs(struct http_conn *c)
+{
+    c->listening = true;
+    h2o_socket_dont_read(c->sock, 1);
+    h2o_socket_read_start(c->sock, on_sign);
+}
+
+void http_conn_unlisten(struct http_conn *c)
+{
+    if (c->listening)
+        h2o_socket_dont_read(c->sock, 0);
+    c->listening = false;
+}
+
 /* h2o has closed the socket; its request is disposed of already. */
 static void on_conn_close(void *data)
 {
@@ -161,6 +198,7 @@ static void on_connection(struct http_loop *l, h2o_socket_t *sock)
     http_count(&l->counters.accepted, 1);
     http_count(&l->counters.connections, 1);
     h2o_accept(&l->accept_ctx, sock);
+    c->h2o_on_read = sock->_cb.read;
 }
 
 static void on_accept(h2o_socket_t *listener, const char *err)
@@ -262,7 +300,10 @@ static void on_setup_ostream(h2o_filter_t *self, h2o_req_t *q, h2o_ostream_t **s
 static int on_req(h2o_handler_t *self, h2o_req_t *q)
 {
     (void)self;
-    http_dispatch(http_req_create(KRD_CONTAINER_OF(q->conn->ctx, struct http_loop, ctx), q));
+    struct http_req *r = http_req_create(KRD_CONTAINER_OF(q->conn->ctx, struct http_loop, ctx), q);
+    http_dispatch(r);
+    if (!r->finished)
+        listen_for_signs(r->conn);
     return 0;
 }
 

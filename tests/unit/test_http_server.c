@@ -692,6 +692,16 @@ static void a_request_in_single_bytes_and_half_closed_is_answered(void **state)
     shutdown(c.fd, SHUT_WR);
     assert_int_equal(hear(&c, false).status, 201);
     hang_up(&c);
+    /* Closed long before the answer is ready. */
+    c = dial();
+    fake_node_hold(node, true);
+    say(&c, "GET /v1/kv/a HTTP/1.1\r\n\r\n");
+    shutdown(c.fd, SHUT_WR);
+    await_size(fake_node_waiting, 1);
+    usleep(20 * 1000);
+    fake_node_hold(node, false);
+    assert_string_equal(hear(&c, false).body, "abc");
+    hang_up(&c);
 }
 
 static void a_body_over_the_limit_is_refused_before_it_comes(void **state)
@@ -873,16 +883,31 @@ static void a_client_that_leaves_costs_nothing_afterwards(void **state)
         vanish(&list);
         vanish(&watch);
     }
-    for (int i = 0; i < PATIENCE_MS && fake_node_waiting(node) < 20; i++)
-        usleep(1000);
-    fake_node_hold(node, false);
-    await_size(fake_node_waiting, 0);
-    /* Writes that were under way happened; all connections are gone once they are written to. */
-    assert_string_equal(call("GET /v1/kv/a", NULL).body, "1");
+    /* All are noticed while their answers are still owed. */
     await_metric("kvraftd_http_connections", 0);
     assert_int_equal(metric("kvraftd_http_watchers"), 0);
+    assert_int_equal(fake_node_watches(node), 0);
+    assert_true(fake_node_waiting(node) > 0);
+    fake_node_hold(node, false);
+    await_size(fake_node_waiting, 0);
+    call("PUT /v1/kv/b", "still there");
+    assert_int_equal(fake_node_cursors(node), 0);
+}
+
+static void a_watch_ends_when_its_client_hangs_up(void **state)
+{
+    (void)state;
+    options.bookmark_ms = 3600 * 1000; /* nothing is written that could fail */
+    start();
+    struct client stream = dial(), polling = dial();
+    say(&stream, "GET /v1/watch/a HTTP/1.1\r\n\r\n");
+    assert_int_equal(hear_head(&stream), 200);
+    say(&polling, "GET /v1/watch/a?once&timeout=1h HTTP/1.1\r\n\r\n");
+    await_size(fake_node_watches, 2);
+    hang_up(&stream);
+    hang_up(&polling);
     await_size(fake_node_watches, 0);
-    await_size(fake_node_cursors, 0);
+    await_metric("kvraftd_http_connections", 0);
 }
 
 /* --- Watches --------------------------------------------------------------------------------- */
@@ -1298,6 +1323,7 @@ int main(int argc, char **argv)
         TUNED(an_idle_connection_is_closed),
         TUNED(a_client_that_takes_nothing_is_cut_off),
         TEST(a_client_that_leaves_costs_nothing_afterwards),
+        TUNED(a_watch_ends_when_its_client_hangs_up),
         TEST(a_watch_tells_what_happens_from_then_on),
         TEST(a_watch_resumes_from_any_revision),
         TUNED(bookmarks_come_while_nothing_happens),
