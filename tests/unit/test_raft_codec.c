@@ -107,8 +107,7 @@ static void fields_out_of_bounds_are_corrupt(void **state)
     raft_entry_unref(&e);
 }
 
-/* --- Messages
- * ------------------------------------------------------------------------------------- */
+/* --- Messages -------------------------------------------------------------------------------- */
 
 static struct krd_blob *encoded(const struct raft_message *m)
 {
@@ -341,8 +340,7 @@ static void random_bytes_do_no_harm(void **state)
     raft_entry_unref(&e[1]);
 }
 
-/* --- Configurations
- * -------------------------------------------------------------------------------- */
+/* --- Configurations -------------------------------------------------------------------------- */
 
 static struct raft_config_state members(const char *roles)
 {

@@ -75,8 +75,7 @@ static struct raft_message append_of(raft_term term, raft_id from, raft_id to,
     return m;
 }
 
-/* --- What ends the process
- * ------------------------------------------------------------------------ */
+/* --- What ends the process ------------------------------------------------------------------- */
 
 static bool ends_the_process(void (*what)(void))
 {
@@ -159,8 +158,7 @@ static void broken_safety_ends_the_process(void **state)
     assert_true(ends_the_process(persist_what_was_never_written));
 }
 
-/* --- Ownership
- * --------------------------------------------------------------------------------------- */
+/* --- Ownership ------------------------------------------------------------------------------- */
 
 static void refused_proposals_stay_the_callers(void **state)
 {
@@ -279,8 +277,7 @@ static void messages_of_a_ready_outlive_new_messages(void **state)
     sim_deinit(&s);
 }
 
-/* --- Other edges
- * ---------------------------------------------------------------------------------------- */
+/* --- Other edges ----------------------------------------------------------------------------- */
 
 static void nothing_new_is_no_ready(void **state)
 {
@@ -353,8 +350,7 @@ static void round_trips_are_measured(void **state)
     sim_deinit(&s);
 }
 
-/* --- The same twice
- * ---------------------------------------------------------------------------------------- */
+/* --- The same twice -------------------------------------------------------------------------- */
 
 static void live(uint64_t seed, struct krd_buf *out)
 {
