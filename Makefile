@@ -171,7 +171,7 @@ transcripts: $(B)/tests/test_raft_transcripts
 	$(Q)$< --rewrite
 
 # The fuzzer of the peer protocol; not part of test, which runs its corpus. bench-peer: see the file.
-.PHONY: fuzz-frame bench-peer measure
+.PHONY: fuzz-frame fuzz-http bench-peer bench-kv measure
 # The figures of docs/PERFORMANCE.md: three nodes and wrk on this machine, beside its own floor.
 measure: all $(B)/bin/floor
 	$(Q)sh bench/measure.sh
@@ -185,10 +185,22 @@ fuzz-frame:
 	$(Q)$(MAKE) --no-print-directory FLAVOUR=fuzz build/fuzz/fuzz_frame
 	@echo "build/fuzz/fuzz_frame -max_len=20000 -rss_limit_mb=600 NEW_INPUTS tests/fuzz/corpus_frame"
 bench-peer: $(B)/bench/peer_loopback
+bench-kv: $(B)/bench/kv_apply
+fuzz-http:
+	$(Q)$(MAKE) --no-print-directory FLAVOUR=fuzz build/fuzz/fuzz_query_json
+	@echo "build/fuzz/fuzz_query_json -max_len=4000 NEW_INPUTS tests/fuzz/corpus_http"
+$(B)/fuzz_query_json: $(call obj,tests/fuzz/fuzz_query_json.c http/json_in.c http/json_out.c \
+                        http/listen.c http/query.c http/route.c http/txn_json.c kv/types.c \
+                        $(GEN_SRC) $(BASE_SRC))
+	$(Q)$(CC) $(OUR_LDFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^ $(LIBS_HTTP) $(LIBS_KV)
+$(call obj,tests/fuzz/fuzz_query_json.c): | $(GEN_HDR)
 $(B)/fuzz_frame: $(call obj,tests/fuzz/fuzz_frame.c raft/peer_frame.c raft/entry.c raft/message.c $(BASE_SRC))
 	$(Q)$(CC) $(OUR_LDFLAGS) -fsanitize=fuzzer $(LDFLAGS) -o $@ $^
 $(B)/bench/peer_loopback: $(call obj,bench/peer_loopback.c raft/entry.c raft/message.c $(PEER_SRC) $(BASE_SRC))
 	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^
+$(B)/bench/kv_apply: $(call obj,bench/kv_apply.c raft/entry.c $(KV_SRC) $(GEN_SRC) $(BASE_SRC))
+	$(Q)$(CC) $(OUR_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_KV)
+$(call obj,bench/kv_apply.c): | $(GEN_HDR)
 
 .PHONY: unit-tests test check
 unit-tests: $(UNIT_TESTS:%=$(B)/tests/%)
