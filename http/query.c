@@ -251,6 +251,8 @@ bool http_parse_ms(struct slice s, uint64_t max_ms, uint64_t *out)
 {
     uint64_t sum = 0;
     size_t at = 0;
+    if (s.len == 0)
+        return false;
     if (s.len == 1 && s.ptr[0] == '0') {
         *out = 0;
         return true;

@@ -3,6 +3,7 @@
 #include "base/rand.h"
 #include "http/txn_json.h"
 
+#include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -426,6 +427,34 @@ static void results_mirror_the_operations(void **state)
     json_in_close(&in);
 }
 
+/* --- The fuzzer's corpus -------------------------------------------------------------------------- */
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void the_fuzzer_finds_nothing_in_its_corpus(void **state)
+{
+    (void)state;
+    const char *path = "tests/fuzz/corpus_http";
+    DIR *dir = opendir(path);
+    assert_non_null(dir); /* run from the project's root */
+    int files = 0;
+    for (struct dirent *d; (d = readdir(dir)) != NULL;) {
+        if (d->d_name[0] == '.')
+            continue;
+        char name[512];
+        uint8_t bytes[65536];
+        snprintf(name, sizeof name, "%s/%s", path, d->d_name);
+        FILE *f = fopen(name, "rb");
+        assert_non_null(f);
+        size_t n = fread(bytes, 1, sizeof bytes, f);
+        fclose(f);
+        LLVMFuzzerTestOneInput(bytes, n);
+        files++;
+    }
+    closedir(dir);
+    assert_true(files >= 10);
+}
+
 #define TEST(f) cmocka_unit_test_teardown(f, drop)
 
 int main(void)
@@ -446,6 +475,7 @@ int main(void)
         TEST(a_bad_transaction_is_refused_with_the_place),
         TEST(too_many_operations_and_too_deep_ones_are_refused),
         TEST(results_mirror_the_operations),
+        TEST(the_fuzzer_finds_nothing_in_its_corpus),
     };
     return cmocka_run_group_tests_name("http_json", tests, NULL, NULL);
 }
