@@ -57,8 +57,8 @@ bool kv_head_whole(const struct kv_source *src, const struct kv_head *head, stru
         return false;
     if (!kv_head_value_matches(head, change.pair.value))
         krd_fatal("kv: the value of a key at revision %" PRId64 " is not the one that was written "
-                  "(its hash differs): the store is damaged. Move its directory away and start the "
-                  "node again: it takes the state from its peers.",
+                  "(its hash differs): the store is damaged. See 'LevelDB is damaged' in "
+                  "docs/OPERATIONS.md.",
                   at.revision);
     out->value = change.pair.value;
     return true;

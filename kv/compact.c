@@ -33,8 +33,8 @@ void kv_compact_load(struct kv_store *s)
     s->compact_to = (int64_t)krd_read_le64(&r);
     s->compact_busy = true; /* perhaps it was in the middle; to finish twice is harmless */
     if (r.bad)
-        krd_fatal("kv: the record of compaction's progress in %s does not decode. Move the "
-                  "directory away and start the node again: it takes the state from its peers.",
+        krd_fatal("kv: the record of compaction's progress in %s does not decode. See "
+                  "'LevelDB is damaged' in docs/OPERATIONS.md.",
                   s->options.dir);
     kv_engine_free(record);
 }

@@ -110,8 +110,8 @@ static const char *bytes(struct slice s)
 static KRD_NORETURN void fatal(const char *dir, const char *what, const char *why)
 {
     krd_fatal("reason=\"%s failed\" dir=%s error=\"%s\" help=\"check the disk (free space, kernel "
-              "messages) and start the node again: it replays its log; should this repeat, move "
-              "the directory away and the node takes the state from its peers\"",
+              "messages) and start the node again: it replays its log; should this repeat, see "
+              "'LevelDB is damaged' in docs/OPERATIONS.md\"",
               what, dir, why);
 }
 
@@ -478,13 +478,13 @@ void kv_engine_iter_prev(struct kv_engine_iter *it)
 
 bool kv_engine_iter_valid(struct kv_engine_iter *it)
 {
-    if (leveldb_iter_valid(it->it))
-        return true;
+    /* LevelDB steps over a block that it cannot read and stays valid: what it says about errors is
+     * asked at each step, or a range would silently lack its keys. */
     char *why = NULL;
     leveldb_iter_get_error(it->it, &why);
     if (why != NULL)
         fatal(it->dir, "reading a range", why);
-    return false;
+    return leveldb_iter_valid(it->it) != 0;
 }
 
 struct slice kv_engine_iter_key(struct kv_engine_iter *it)

@@ -153,8 +153,8 @@ enum krd_status kv_cursor_open(struct kv_store *s, const struct kv_query *q, str
     struct kv_meta meta;
     struct kv_engine_snapshot *snap = kv_engine_snapshot(s->engine);
     if (!kv_meta_read(s->engine, snap, &meta))
-        krd_fatal("kv: the state record in %s does not decode. Move the directory away and start "
-                  "the node again: it takes the state from its peers.",
+        krd_fatal("kv: the state record in %s does not decode. See 'LevelDB is damaged' in "
+                  "docs/OPERATIONS.md.",
                   s->options.dir);
     enum krd_status st = check_revision(q->revision, meta.revision, meta.compacted);
     if (st != KRD_OK) {

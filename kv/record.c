@@ -6,7 +6,7 @@
 static KRD_NORETURN void damaged(const char *what)
 {
     krd_fatal("kv: a record in the store does not decode (%s). The store's directory is damaged; "
-              "move it away and start the node again: it takes the state from its peers.",
+              "see 'LevelDB is damaged' in docs/OPERATIONS.md.",
               what);
 }
 

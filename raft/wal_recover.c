@@ -725,8 +725,8 @@ static enum krd_status settle_segments(struct recovery *r)
         uint64_t missing = m->segments[0].number - 1;
         char *path = wal_segment_path(r->w, missing);
         char *s = krd_asprintf("log: segment file %s is missing; entries up to %" PRIu64
-                               " are affected. Put it back, or let the member start anew from the "
-                               "others with an empty directory",
+                               " are affected. Put it back, or see 'The log is damaged' in "
+                               "docs/OPERATIONS.md",
                                path, m->segments[0].before);
         krd_free(path);
         return fail_refused(r, s);

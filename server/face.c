@@ -48,10 +48,9 @@ static bool brings_data(const Etcdserverpb__InternalRaftRequest *r)
 void node_propose(struct node *n, Etcdserverpb__InternalRaftRequest *r, uint32_t timeout_ms,
                   node_write_fn *fn, void *arg)
 {
-    enum krd_status refuse = atomic_load_explicit(&n->stopping, memory_order_relaxed)
-                                 ? KRD_STOPPING
-                             : brings_data(r) && wal_writer_starved(n->log) ? KRD_NO_SPACE
-                                                                            : KRD_OK;
+    enum krd_status refuse = atomic_load_explicit(&n->stopping, memory_order_relaxed) ? KRD_STOPPING
+                             : brings_data(r) && wal_writer_starved(n->log)           ? KRD_NO_SPACE
+                                                                                      : KRD_OK;
     if (refuse != KRD_OK) {
         fn(arg, refuse, NULL);
         return;
@@ -401,11 +400,15 @@ const char *node_role_name(enum node_role role)
 
 bool node_healthy(struct node *n, const char **reason)
 {
-    /* Committed entries that wait to be applied: more than this is a node that cannot keep up. */
+    /* Entries that wait to be received and applied: more than this is a node that cannot keep up
+     * or that cannot be caught up. */
     const uint64_t lag_max = 50000;
     pthread_mutex_lock(&n->status_lock);
+    const struct member_view *view = find_view(n, n->raft_status.leader);
     bool leader = n->raft_status.leader != 0;
     uint64_t commit = n->raft_status.commit;
+    if (view != NULL) /* what the leader said of itself: where its log ends */
+        commit = krd_max_u64(commit, view->match);
     pthread_mutex_unlock(&n->status_lock);
     uint64_t applied = kv_applied_index(n->store);
     const char *why = NULL;

@@ -296,11 +296,21 @@ static const struct node_seed_member *find_self(const struct flags *f)
     return NULL;
 }
 
+/* What others are told of an address to listen on; kept for the life of the process. */
+static const char *advertised(const char *listen)
+{
+    static char *made[2];
+    if (listen[0] != ':')
+        return listen;
+    char **slot = &made[made[0] != NULL];
+    return *slot = krd_asprintf("localhost%s", listen);
+}
+
 static enum krd_status settle_cluster(struct flags *f, char **err)
 {
     if (f->initial_cluster == NULL) {
         if (f->raddr_adv == NULL)
-            f->raddr_adv = f->raddr[0] == ':' ? krd_asprintf("localhost%s", f->raddr) : f->raddr;
+            f->raddr_adv = advertised(f->raddr);
         f->initial = krd_zalloc(sizeof *f->initial);
         f->n_initial = 1;
         krd_copy_text(f->initial[0].name, sizeof f->initial[0].name, f->id);
@@ -381,11 +391,8 @@ static enum krd_status settle(struct flags *f, char **err)
         *err = krd_strdup("-election-timeout must be at least five times -heartbeat");
         return KRD_BAD_REQUEST;
     }
-    static char *on_all_addresses; /* kept for the life of the process */
-    if (f->haddr_adv == NULL && f->haddr[0] == ':')
-        f->haddr_adv = on_all_addresses = krd_asprintf("localhost%s", f->haddr);
-    else if (f->haddr_adv == NULL)
-        f->haddr_adv = f->haddr;
+    if (f->haddr_adv == NULL)
+        f->haddr_adv = advertised(f->haddr);
     enum krd_status st = settle_logging(f, err);
     return st == KRD_OK ? settle_cluster(f, err) : st;
 }

@@ -190,24 +190,31 @@ static void write_first_entry(struct node *n, struct wal *w, struct wal_recovere
     rec->config_index = 1;
 }
 
+#define MEMBER_LOST "see docs/OPERATIONS.md, 'Losing a member for good'"
+
+/* A member that lost its log has forgotten what it voted for and acknowledged: it must not go on
+ * as if it were new. The identity is written after the log's first entry, so that a known member
+ * without a log is one that lost it. */
 static enum krd_status check_recovered(struct node *n, const struct wal_recovered *rec, char **err)
 {
     raft_index applied = kv_applied_index(n->store);
-    if (rec->last_index == 0 || rec->config == NULL)
-        *err = krd_asprintf("%s/log: holds no configuration: the directory is damaged; give this "
-                            "member an empty directory and a new id",
-                            n->dir);
+    if (!n->identity.fresh && rec->created)
+        *err = krd_asprintf(
+            "%s/log: this member's log is gone, and with it what it acknowledged; " MEMBER_LOST,
+            n->dir);
+    else if (rec->last_index == 0 || rec->config == NULL)
+        *err = krd_asprintf(
+            "%s/log: holds no configuration: the directory is damaged; " MEMBER_LOST, n->dir);
     else if (applied > rec->last_index)
         *err =
             krd_asprintf("%s: the store has applied entry %" PRIu64 ", but the log ends at %" PRIu64
-                         ": the log was damaged or exchanged; give this member an empty "
-                         "directory and a new id",
+                         ": the log was damaged or exchanged; " MEMBER_LOST,
                          n->dir, applied, rec->last_index);
-    else if (rec->checkpoint > applied)
-        *err = krd_asprintf("%s/state: holds entries up to %" PRIu64 " only, but was durable up to "
-                            "%" PRIu64 ": the store was damaged; give this member an empty "
-                            "directory and a new id",
-                            n->dir, applied, rec->checkpoint);
+    else if (rec->checkpoint > applied || rec->base_index > applied)
+        *err = krd_asprintf("%s/state: holds entries up to %" PRIu64
+                            " only, but was durable up to %" PRIu64
+                            ": the store was damaged; see docs/OPERATIONS.md, 'LevelDB is damaged'",
+                            n->dir, applied, krd_max_u64(rec->checkpoint, rec->base_index));
     else
         return KRD_OK;
     return KRD_CORRUPT;
@@ -348,8 +355,6 @@ static enum krd_status open_all(struct node *n, struct wal **w, struct wal_recov
                                 char **err)
 {
     enum krd_status st = open_identity(n, err);
-    if (st == KRD_OK && n->identity.fresh)
-        st = identity_save(n->dir, &n->identity, err);
     if (st == KRD_OK)
         st = identity_count_boot(n->dir, &n->identity, err);
     if (st == KRD_OK)
@@ -358,10 +363,13 @@ static enum krd_status open_all(struct node *n, struct wal **w, struct wal_recov
         st = open_store(n, 0, err);
     if (st == KRD_OK)
         st = open_log(n, w, rec, err);
-    if (st == KRD_OK && rec->last_index == 0 && kv_applied_index(n->store) == 0)
+    /* Also after a start that ended between making the log and its first entry. */
+    if (st == KRD_OK && n->identity.fresh && rec->last_index == 0)
         write_first_entry(n, *w, rec);
     if (st == KRD_OK)
         st = check_recovered(n, rec, err);
+    if (st == KRD_OK && n->identity.fresh)
+        st = identity_save(n->dir, &n->identity, err);
     return st;
 }
 

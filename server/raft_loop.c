@@ -41,7 +41,9 @@ static void op_send(void *ctx, const struct raft_message *m)
     n->frame.len = 0;
     size_t records_len;
     raft_message_encode(m, &n->frame, &records_len);
-    bool append = m->type == RAFT_MSG_APPEND && m->u.append.n_entries > 0;
+    /* Appends keep their order among themselves: an empty one that overtook entries would be
+     * rejected, and the entries sent again. */
+    bool append = m->type == RAFT_MSG_APPEND;
     bool sent = n->net->ops->send(n->net, m->to, append ? PEER_BULK : PEER_CONTROL, PEER_FRAME_RAFT,
                                   krd_buf_slice(&n->frame), append ? m->u.append.entries : NULL,
                                   append ? m->u.append.n_entries : 0);
