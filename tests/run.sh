@@ -113,6 +113,7 @@ every_test_is_listed() {
 }
 export -f every_test_is_listed
 export UNIT_TESTS
+export TSAN_OPTIONS=suppressions=$PWD/tests/tsan.supp:exitcode=99
 
 stage_release() {
     local check

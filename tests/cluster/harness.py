@@ -386,8 +386,8 @@ def node_environment():
     common = "exitcode=%d" % SANITIZER_EXIT
     env["ASAN_OPTIONS"] = "detect_leaks=1:abort_on_error=0:%s:%s" % (common, env.get("ASAN_OPTIONS", ""))
     env["UBSAN_OPTIONS"] = "print_stacktrace=1:%s:%s" % (common, env.get("UBSAN_OPTIONS", ""))
-    env["TSAN_OPTIONS"] = "halt_on_error=0:second_deadlock_stack=1:%s:%s" % (
-        common, env.get("TSAN_OPTIONS", ""))
+    env["TSAN_OPTIONS"] = "halt_on_error=0:second_deadlock_stack=1:suppressions=%s:%s" % (
+        os.path.join(ROOT, "tests", "tsan.supp"), common)
     return env
 
 
