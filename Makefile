@@ -58,8 +58,9 @@ SERVER_SRC := server/apply_loop.c server/face.c server/flags.c server/forward.c 
               server/metrics.c server/node.c server/proposals.c server/raft_loop.c server/replica.c \
               server/upkeep.c
 HTTP_SRC   := http/cluster_rest.c http/hraftd.c http/json_in.c http/json_out.c http/kv_rest.c \
-              http/lease_rest.c http/listen.c http/metrics.c http/ops.c http/query.c http/request.c \
-              http/route.c http/server.c http/txn_json.c http/txn_rest.c http/watch_rest.c
+              http/lease_rest.c http/listen.c http/metrics.c http/ops.c http/query.c http/refuse.c \
+              http/request.c http/route.c http/server.c http/txn_json.c http/txn_rest.c \
+              http/watch_rest.c
 
 GEN_SRC    := $(KV_PROTO:%.proto=build/gen/%.pb-c.c)
 GEN_HDR    := $(GEN_SRC:.c=.h)
@@ -136,6 +137,7 @@ build/deps-checked: Makefile
 # NAME_SRC: what else it is made of. UNIT_CHECKS: scripts that close with "N passed, N failed".
 test_raft_core_SRC   := tests/raft/sim.c
 test_raft_random_SRC := tests/raft/sim.c
+test_http_json_SRC   := tests/fuzz/fuzz_query_json.c
 test_http_server_SRC := tests/unit/fake_node.c
 test_peer_frame_SRC  := tests/fuzz/fuzz_frame.c
 test_vfs_SRC         := tests/unit/simdisk.c

@@ -104,9 +104,10 @@ struct http_conn {
     struct http_loop *loop;
     h2o_socket_t *sock;
     struct http_req *req; /* the one being answered, or NULL */
+    size_t looked;        /* bytes of the first request seen to be incomplete (refuse.c) */
     bool listening;       /* for signs that the client has left (server.c) */
     h2o_socket_cb h2o_on_read;
-    int linger_fd; /* -1, or a duplicate that outlives h2o's (server.c) */
+    int linger_fd; /* -1, or a duplicate that outlives h2o's (refuse.c) */
 };
 
 /* --- A request --------------------------------------------------------------------------------
@@ -228,6 +229,13 @@ void http_conn_kill(struct http_conn *c);
 void http_conn_unlisten(struct http_conn *c);
 unsigned http_loop_count(const struct http_front *f);
 struct http_counters *http_loop_counters(struct http_front *f, unsigned i);
+
+/* refuse.c: what h2o refuses by itself, in the contract's form */
+void http_refusals_register(h2o_pathconf_t *path);
+void http_look_at_first(struct http_conn *c); /* right after h2o_accept */
+/* Takes over a duplicate of a connection that h2o has closed with input unread. */
+void http_linger(struct http_loop *l, int fd);
+void http_linger_check(struct http_loop *l, bool all); /* those whose time is over, or all */
 
 /* The calls. Each answers, now or later. */
 void http_kv(struct http_req *r);

@@ -7,12 +7,7 @@
  *
  * Stopping: http_stop posts one message to each loop. The loop closes its listeners, ends its
  * watches, closes connections as they become idle and the rest when patience ends, and leaves when
- * no connection is left and the node owes it no callback.
- *
- * What libh2o 2.2.5 refuses by itself (a body over the limit, broken chunks, an unknown Expect)
- * passes our filter and gets the contract's body. Only what it cannot parse as a request at all
- * (garbage, more than 100 headers, more than 408 KiB of them) is answered with its fixed text
- * "400 Bad Request", past every hook. */
+ * no connection is left and the node owes it no callback. */
 #include "http/front.h"
 
 #include "base/clock.h"
@@ -29,7 +24,6 @@
 #include <unistd.h>
 
 #define ACCEPT_BATCH 64
-#define LINGER_MS    2000
 #define TICK_MS      1000
 #define POLL_TICK_MS 50
 
@@ -57,54 +51,6 @@ static void on_inbox(h2o_multithread_receiver_t *receiver, h2o_linklist_t *messa
         struct http_msg *m = KRD_CONTAINER_OF(messages->next, struct http_msg, super.link);
         h2o_linklist_unlink(&m->super.link);
         m->fn(l, m);
-    }
-}
-
-/* --- Refused bodies: closing so that the client still reads why --------------------------------
- *
- * h2o closes the socket right after a refusal. With input unread that makes the kernel send a
- * reset, which may overtake the answer. So the filter duplicates the descriptor; when h2o has
- * closed its own, ours says that no more will be sent and swallows what comes for a moment. */
-
-struct lingerer {
-    h2o_linklist_t link;
-    h2o_socket_t *sock;
-    uint64_t until_ms;
-};
-
-static void end_linger(struct lingerer *g)
-{
-    h2o_linklist_unlink(&g->link);
-    h2o_socket_close(g->sock);
-    krd_free(g);
-}
-
-static void on_linger_read(h2o_socket_t *sock, const char *err)
-{
-    h2o_buffer_consume(&sock->input, sock->input->size);
-    if (err != NULL)
-        end_linger(sock->data);
-}
-
-static void start_linger(struct http_loop *l, int fd)
-{
-    struct lingerer *g = krd_zalloc(sizeof *g);
-    (void)shutdown(fd, SHUT_WR);
-    g->sock = h2o_evloop_socket_create(l->ctx.loop, fd, 0);
-    g->sock->data = g;
-    g->until_ms = l->now_ms + LINGER_MS;
-    h2o_linklist_insert(&l->lingering, &g->link);
-    h2o_socket_read_start(g->sock, on_linger_read);
-}
-
-static void check_lingering(struct http_loop *l, bool all)
-{
-    h2o_linklist_t *at = l->lingering.next, *next;
-    for (; at != &l->lingering; at = next) {
-        struct lingerer *g = KRD_CONTAINER_OF(at, struct lingerer, link);
-        next = at->next;
-        if (all || g->until_ms <= l->now_ms)
-            end_linger(g);
     }
 }
 
@@ -182,7 +128,7 @@ static void on_conn_close(void *data)
     h2o_linklist_unlink(&c->link);
     http_count(&l->counters.connections, -1);
     if (c->linger_fd >= 0)
-        start_linger(l, c->linger_fd);
+        http_linger(l, c->linger_fd);
     krd_free(c);
 }
 
@@ -199,6 +145,7 @@ static void on_connection(struct http_loop *l, h2o_socket_t *sock)
     http_count(&l->counters.connections, 1);
     h2o_accept(&l->accept_ctx, sock);
     c->h2o_on_read = sock->_cb.read;
+    http_look_at_first(c);
 }
 
 static void on_accept(h2o_socket_t *listener, const char *err)
@@ -221,80 +168,6 @@ static void on_accept(h2o_socket_t *listener, const char *err)
         }
         return;
     }
-}
-
-/* --- h2o's own refusals in the contract's form -------------------------------------------------
- */
-
-struct refusal {
-    h2o_ostream_t super;
-    h2o_iovec_t body;
-};
-
-static void send_refusal(h2o_ostream_t *self, h2o_req_t *q, h2o_iovec_t *bufs, size_t n,
-                         h2o_send_state_t state)
-{
-    (void)bufs;
-    h2o_ostream_send_next(self, q, &((struct refusal *)(void *)self)->body, n > 0 ? 1 : 0, state);
-}
-
-static const char *refusal_text(const struct http_loop *l, int status, char *buf, size_t size)
-{
-    if (status == 413)
-        snprintf(buf, size, "the body is larger than %zu bytes", l->o->max_request_bytes);
-    else if (status == 417)
-        snprintf(buf, size, "of expectations only 100-continue is known");
-    else
-        snprintf(buf, size, "the body's encoding or length is malformed");
-    return buf;
-}
-
-static void add_header(h2o_req_t *q, const char *name, const char *value)
-{
-    h2o_iovec_t copy = h2o_strdup(&q->pool, value, SIZE_MAX);
-    h2o_add_header_by_str(&q->pool, &q->res.headers, name, strlen(name), 0, NULL, copy.base,
-                          copy.len);
-}
-
-static void rewrite_refusal(struct http_loop *l, h2o_req_t *q, h2o_ostream_t **slot)
-{
-    char text[128], revision[24];
-    struct krd_buf out = KRD_BUF_INIT;
-    int status = q->res.status;
-    enum krd_status code = status == 413   ? KRD_TOO_LARGE
-                           : status >= 500 ? KRD_INTERNAL
-                                           : KRD_BAD_REQUEST;
-    http_error_json(&out, krd_status_code(code),
-                    slice_str(refusal_text(l, status, text, sizeof text)));
-    struct refusal *f = (void *)h2o_add_ostream(q, sizeof *f, slot);
-    f->super.do_send = send_refusal;
-    f->body = h2o_strdup(&q->pool, (char *)out.ptr, out.len);
-    krd_buf_deinit(&out);
-    q->res.headers = (h2o_headers_t){NULL, 0, 0};
-    q->res.content_length = f->body.len;
-    q->res.reason = http_reason(status);
-    snprintf(revision, sizeof revision, "%" PRId64, node_revision(l->node));
-    add_header(q, "Content-Type", "application/json");
-    add_header(q, "Kv-Revision", revision);
-    if (l->o->cors_origin != NULL)
-        add_header(q, "Access-Control-Allow-Origin", l->o->cors_origin);
-    http_count(&l->counters.refused_input, 1);
-    http_account(l, HTTP_OTHER, status);
-
-    struct http_conn *c = http_conn_of(q);
-    if (c->linger_fd < 0)
-        c->linger_fd = fcntl(h2o_socket_get_fd(c->sock), F_DUPFD_CLOEXEC, 0);
-}
-
-static void on_setup_ostream(h2o_filter_t *self, h2o_req_t *q, h2o_ostream_t **slot)
-{
-    (void)self;
-    /* Our own answers have a generator with a stop function, h2o's have not. */
-    if (q->_generator->stop == NULL) {
-        rewrite_refusal(KRD_CONTAINER_OF(q->conn->ctx, struct http_loop, ctx), q, slot);
-        slot = &(*slot)->next;
-    }
-    h2o_setup_next_ostream(q, slot);
 }
 
 static int on_req(h2o_handler_t *self, h2o_req_t *q)
@@ -393,7 +266,7 @@ static void on_stop(struct http_loop *l, struct http_msg *m)
     l->stop_at_ms = l->now_ms + l->o->drain_ms;
     l->ctx.shutdown_requested = 1; /* answers carry Connection: close from now on */
     close_listeners(l);
-    check_lingering(l, true);
+    http_linger_check(l, true);
     http_watches_end(l);
 }
 
@@ -409,7 +282,7 @@ static void drain(struct http_loop *l)
         else if (c->req == NULL)
             (void)shutdown(h2o_socket_get_fd(c->sock), SHUT_RD);
     }
-    check_lingering(l, true);
+    http_linger_check(l, true);
 }
 
 static bool drained(const struct http_loop *l)
@@ -439,7 +312,7 @@ static void tick(struct http_loop *l)
         return;
     l->ticked_ms = l->now_ms;
     http_check_stalled(l);
-    check_lingering(l, false);
+    http_linger_check(l, false);
     if (!l->accepting && !l->stopping)
         accept_start(l);
     else
@@ -564,8 +437,7 @@ static void configure(struct http_front *f)
     h2o_hostconf_t *host =
         h2o_config_register_host(&f->conf, h2o_iovec_init(H2O_STRLIT("default")), 65535);
     h2o_create_handler(&host->fallback_path, sizeof(h2o_handler_t))->on_req = on_req;
-    h2o_create_filter(&host->fallback_path, sizeof(h2o_filter_t))->on_setup_ostream =
-        on_setup_ostream;
+    http_refusals_register(&host->fallback_path);
 }
 
 static void start_loop(struct http_front *f, struct http_loop *l)
