@@ -705,6 +705,23 @@ static bool take_headers(struct http_req *r)
     return true;
 }
 
+/* Whether a proxy before us may have seen the body end elsewhere than h2o did (request smuggling):
+ * a length given twice, or beside chunks. h2o takes one and keeps these headers to itself, but it
+ * has made the names lower-case where they stand, between the buffer's beginning and the body. */
+static bool framing_is_ambiguous(const struct http_req *r)
+{
+    static const char length[] = "\ncontent-length:", coding[] = "\ntransfer-encoding:";
+    const char *body = r->h2o->entity.base;
+    if (body == NULL)
+        return false;
+    const char *from = r->conn->sock->input->bytes, *one;
+    one = memmem(from, (size_t)(body - from), length, sizeof length - 1);
+    if (one == NULL)
+        return false;
+    return memmem(one + 1, (size_t)(body - one - 1), length, sizeof length - 1) != NULL ||
+           memmem(from, (size_t)(body - from), coding, sizeof coding - 1) != NULL;
+}
+
 /* The target's path and query. "http://host/path", as for proxies, is the same as "/path". */
 static void split_target(struct http_req *r, struct slice *path, struct slice *query)
 {
@@ -788,6 +805,11 @@ void http_dispatch(struct http_req *r)
     struct slice path, query;
     r->method = http_method_of(slice_of(r->h2o->method.base, r->h2o->method.len));
     split_target(r, &path, &query);
+    if (framing_is_ambiguous(r)) {
+        r->h2o->http1_is_persistent = 0;
+        http_fail(r, KRD_BAD_REQUEST, "the length of the body is given twice");
+        return;
+    }
     if (!take_headers(r))
         return;
     r->route = http_route_find(path);

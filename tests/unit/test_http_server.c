@@ -778,6 +778,11 @@ static void malformed_framing_is_refused_in_json(void **state)
         "PUT /v1/kv/a HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         "PUT /v1/kv/a HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
         "PUT /v1/kv/a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        "PUT /v1/kv/a HTTP/1.1\r\nContent-Length: 1\r\nCONTENT-LENGTH: 2\r\n\r\n12",
+        "PUT /v1/kv/a HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "0\r\n\r\n",
+        "PUT /v1/kv/a HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n"
+        "0\r\n\r\n",
     };
     for (size_t i = 0; i < KRD_ARRAY_LEN(bad); i++) {
         struct client c = dial();
