@@ -145,7 +145,7 @@ static void on_connection(struct http_loop *l, h2o_socket_t *sock)
     sock->on_close.data = c;
     /* A peer that is switched off acknowledges nothing any more: the kernel gives up before its
      * usual quarter of an hour. (One that is alive and takes nothing is request.c's.) */
-    unsigned dead_ms = 2 * l->o->stall_timeout_ms;
+    unsigned dead_ms = l->o->stall_timeout_ms + 30 * 1000;
     (void)setsockopt(h2o_socket_get_fd(sock), IPPROTO_TCP, TCP_USER_TIMEOUT, &dead_ms,
                      sizeof dead_ms);
     http_count(&l->counters.accepted, 1);
