@@ -23,7 +23,7 @@
 struct http_loop;
 struct http_req;
 
-/* --- Messages to a loop ---------------------------------------------------------------------- */
+/* --- Messages to a loop ----------------------------------------------------------------------- */
 
 /* Zeroed before it is posted; belongs to the inbox until fn is called, on the loop's thread. */
 struct http_msg {

@@ -14,8 +14,7 @@
 #define COUNT_SLICE      1000  /* of them in one turn */
 #define HISTORY_DEFAULT  100
 
-/* --- Reading one key ----------------------------------------------------------------------------
- */
+/* --- Reading one key -------------------------------------------------------------------------- */
 
 struct get {
     int64_t revision;
@@ -94,8 +93,7 @@ static void read_history(struct http_req *r)
     http_reply_json(r, 200);
 }
 
-/* --- Lists --------------------------------------------------------------------------------------
- */
+/* --- Lists ------------------------------------------------------------------------------------ */
 
 enum list_phase { LIST_PAIRS, LIST_COUNT, LIST_DONE };
 
@@ -293,8 +291,7 @@ static void get_kv(struct http_req *r)
     http_read(r, history ? read_history : read_key);
 }
 
-/* --- Writes -------------------------------------------------------------------------------------
- */
+/* --- Writes ----------------------------------------------------------------------------------- */
 
 /* A write of one key that may stand under a condition. The branches live in the caller's frame:
  * the command is encoded before http_propose returns. */

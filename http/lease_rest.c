@@ -12,8 +12,7 @@ static bool take_id(struct http_req *r, int64_t *id)
     return false;
 }
 
-/* --- Grant, renew, end --------------------------------------------------------------------------
- */
+/* --- Grant, renew, end ------------------------------------------------------------------------ */
 
 static void on_grant(struct http_req *r, enum krd_status st, struct kv_result *result)
 {
@@ -106,8 +105,7 @@ static void end_lease(struct http_req *r)
     http_propose(r, &cmd, on_end);
 }
 
-/* --- Look ---------------------------------------------------------------------------------------
- */
+/* --- Look ------------------------------------------------------------------------------------- */
 
 static void lease_members(struct jout *j, const struct node_lease *lease)
 {

@@ -34,7 +34,7 @@ bool http_percent_decode(struct slice src, uint8_t *dst, size_t *dst_len)
     return true;
 }
 
-/* --- Members --------------------------------------------------------------------------------- */
+/* --- Members ---------------------------------------------------------------------------------- */
 
 void http_query_fail(struct http_query *q, const char *fmt, ...)
 {
@@ -215,7 +215,7 @@ const char *http_query_finish(struct http_query *q)
     return q->error;
 }
 
-/* --- Single values --------------------------------------------------------------------------- */
+/* --- Single values ---------------------------------------------------------------------------- */
 
 bool http_parse_u64(struct slice s, uint64_t *out)
 {
@@ -304,7 +304,7 @@ void http_format_lease(int64_t id, char out[17])
     out[16] = '\0';
 }
 
-/* --- Entity tags ----------------------------------------------------------------------------- */
+/* --- Entity tags ------------------------------------------------------------------------------ */
 
 static size_t skip_space(struct slice s, size_t at)
 {

@@ -29,7 +29,7 @@ int phr_parse_request(const char *buf, size_t len, const char **method, size_t *
                       struct phr_header *headers, size_t *num_headers, size_t last_len)
     __attribute__((weak));
 
-/* --- Lingering ---------------------------------------------------------------------------------- */
+/* --- Lingering -------------------------------------------------------------------------------- */
 
 struct lingerer {
     h2o_linklist_t link;
@@ -79,7 +79,7 @@ static void keep_open(struct http_conn *c)
         c->linger_fd = fcntl(h2o_socket_get_fd(c->sock), F_DUPFD_CLOEXEC, 0);
 }
 
-/* --- Through the filters ------------------------------------------------------------------------- */
+/* --- Through the filters ---------------------------------------------------------------------- */
 
 struct refusal {
     h2o_ostream_t super;
@@ -154,7 +154,7 @@ void http_refusals_register(h2o_pathconf_t *path)
     h2o_create_filter(path, sizeof(h2o_filter_t))->on_setup_ostream = on_setup_ostream;
 }
 
-/* --- Past the filters ----------------------------------------------------------------------------- */
+/* --- Past the filters ------------------------------------------------------------------------- */
 
 _Static_assert(H2O_MAX_REQLEN == 408 * 1024 && H2O_MAX_HEADERS == 100, "the texts say so");
 

@@ -26,8 +26,7 @@
 #define BARRIER_OVERDUE_MS 10
 #define STALL_LOOK_MS      2000
 
-/* --- Create and dispose ------------------------------------------------------------------------
- */
+/* --- Create and dispose ----------------------------------------------------------------------- */
 
 static void unlink_if(h2o_linklist_t *node)
 {
@@ -132,8 +131,7 @@ struct http_req *http_req_create(struct http_loop *l, h2o_req_t *h2o)
     return r;
 }
 
-/* --- Counting ----------------------------------------------------------------------------------
- */
+/* --- Counting --------------------------------------------------------------------------------- */
 
 const uint32_t http_bucket_us[HTTP_BUCKETS] = {100,   250,   500,    1000,   2500,    5000,
                                                10000, 25000, 100000, 500000, 2500000, 10000000};
@@ -177,8 +175,7 @@ static void account(struct http_req *r)
     }
 }
 
-/* --- Answers -----------------------------------------------------------------------------------
- */
+/* --- Answers ---------------------------------------------------------------------------------- */
 
 const char *http_reason(int status)
 {
@@ -401,8 +398,7 @@ void http_fail_absent(struct http_req *r, struct slice key)
     krd_buf_deinit(&text);
 }
 
-/* --- Streams -----------------------------------------------------------------------------------
- */
+/* --- Streams ---------------------------------------------------------------------------------- */
 
 void http_stream_begin(struct http_req *r, const char *type)
 {
@@ -476,8 +472,7 @@ void http_check_stalled(struct http_loop *l)
     }
 }
 
-/* --- Writes -------------------------------------------------------------------------------------
- */
+/* --- Writes ----------------------------------------------------------------------------------- */
 
 static void on_result_msg(struct http_loop *l, struct http_msg *m)
 {
@@ -538,8 +533,7 @@ void http_transfer(struct http_req *r, const char *member, http_result_fn *fn)
     node_transfer(r->loop->node, member, on_transfer_done, r);
 }
 
-/* --- Reads --------------------------------------------------------------------------------------
- */
+/* --- Reads ------------------------------------------------------------------------------------ */
 
 struct read_batch {
     struct http_msg msg;
@@ -622,8 +616,7 @@ void http_read(struct http_req *r, void (*fn)(struct http_req *r))
         fn(r);
 }
 
-/* --- Dispatch -----------------------------------------------------------------------------------
- */
+/* --- Dispatch --------------------------------------------------------------------------------- */
 
 bool http_query_done(struct http_req *r)
 {

@@ -84,7 +84,7 @@ void http_conn_kill(struct http_conn *c)
     (void)shutdown(h2o_socket_get_fd(c->sock), SHUT_RDWR);
 }
 
-/* --- Clients that leave while they wait ---------------------------------------------------------
+/* --- Clients that leave while they wait -------------------------------------------------------
  *
  * h2o 2.2.5 stops reading while a request is being answered. For answers that come later that
  * costs two epoll_ctl calls a request, and a client that has left is noticed only when something is
@@ -187,8 +187,7 @@ static int on_req(h2o_handler_t *self, h2o_req_t *q)
     return 0;
 }
 
-/* --- A loop's life -----------------------------------------------------------------------------
- */
+/* --- A loop's life ---------------------------------------------------------------------------- */
 
 static void on_work(h2o_timeout_entry_t *entry);
 
@@ -326,7 +325,7 @@ static void tick(struct http_loop *l)
         l->fd_shortage_logged = false;
 }
 
-/* --- Turns -------------------------------------------------------------------------------------
+/* --- Turns ------------------------------------------------------------------------------------
  *
  * Answers are written inside h2o's own turn, never beside it: a write that ends at once is
  * completed later in the same turn. Done between turns, h2o 2.2.5 would find the socket "writing"
@@ -389,8 +388,7 @@ static void *run(void *arg)
     return NULL;
 }
 
-/* --- Start and stop ----------------------------------------------------------------------------
- */
+/* --- Start and stop --------------------------------------------------------------------------- */
 
 void http_options_init(struct http_options *o)
 {

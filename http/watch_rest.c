@@ -35,8 +35,7 @@ struct watch {
     uint64_t queued_ms, deadline_ms;
 };
 
-/* --- Rendering ----------------------------------------------------------------------------------
- */
+/* --- Rendering -------------------------------------------------------------------------------- */
 
 static struct jout line_begin(struct watch *s, int64_t id)
 {
@@ -133,8 +132,7 @@ static void run_group(struct http_loop *l)
     http_kick(l);
 }
 
-/* --- Sending ------------------------------------------------------------------------------------
- */
+/* --- Sending ---------------------------------------------------------------------------------- */
 
 static const char *content_type(const struct watch *s)
 {
@@ -197,8 +195,7 @@ static void on_watch_dispose(struct http_req *r)
     http_count(&l->counters.watchers, -1);
 }
 
-/* --- Asking -------------------------------------------------------------------------------------
- */
+/* --- Asking ----------------------------------------------------------------------------------- */
 
 /* A browser that reconnects repeats the first URL, from= and all: its Last-Event-ID wins. */
 static void take_last_event_id(struct http_req *r, int64_t *from)
@@ -287,8 +284,7 @@ void http_watch(struct http_req *r)
     put_bookmark(s);
 }
 
-/* --- The loop's part ----------------------------------------------------------------------------
- */
+/* --- The loop's part -------------------------------------------------------------------------- */
 
 static struct watch *watch_of(h2o_linklist_t *link)
 {

@@ -57,8 +57,7 @@ struct node {
     struct node_watch_group *groups;
 };
 
-/* --- State --------------------------------------------------------------------------------------
- */
+/* --- State ------------------------------------------------------------------------------------ */
 
 static size_t lower_bound(const struct node *n, struct slice key)
 {
@@ -127,8 +126,7 @@ static struct kv_pair add_version(struct node *n, struct record *rec, struct kv_
     return v;
 }
 
-/* --- Commands ------------------------------------------------------------------------------------
- */
+/* --- Commands --------------------------------------------------------------------------------- */
 
 static struct slice bytes(ProtobufCBinaryData b)
 {
@@ -354,8 +352,7 @@ static void run_command(struct node *n, const Etcdserverpb__InternalRaftRequest 
     res->revision = n->revision;
 }
 
-/* --- The thread that answers ---------------------------------------------------------------------
- */
+/* --- The thread that answers ------------------------------------------------------------------ */
 
 struct node_watch_group {
     struct node *node;
@@ -434,7 +431,7 @@ static void submit(struct node *n, struct job job)
     pthread_mutex_unlock(&n->lock);
 }
 
-/* --- For the tests --------------------------------------------------------------------------- */
+/* --- For the tests ---------------------------------------------------------------------------- */
 
 struct node *fake_node_create(size_t max_request_bytes)
 {
@@ -504,7 +501,7 @@ GETTER(uint64_t, node_staleness_ms, staleness_ms)
 GETTER(int64_t, node_revision, revision)
 GETTER(int64_t, node_compacted_revision, compacted)
 
-/* --- node.h: writes and barriers ------------------------------------------------------------- */
+/* --- node.h: writes and barriers -------------------------------------------------------------- */
 
 void node_propose(struct node *n, Etcdserverpb__InternalRaftRequest *r, uint32_t timeout_ms,
                   node_write_fn *fn, void *arg)
@@ -542,7 +539,7 @@ void node_transfer(struct node *n, const char *name, node_barrier_fn *fn, void *
     fn(arg, name[0] == '\0' || strcmp(name, "n1") == 0 ? KRD_OK : KRD_NOT_FOUND);
 }
 
-/* --- node.h: reads --------------------------------------------------------------------------- */
+/* --- node.h: reads ---------------------------------------------------------------------------- */
 
 static enum krd_status check_revision(const struct node *n, int64_t revision)
 {
@@ -693,7 +690,7 @@ size_t node_lease_keys(struct node *n, int64_t id, struct krd_arena *arena, stru
     return count;
 }
 
-/* --- node.h: watches ------------------------------------------------------------------------- */
+/* --- node.h: watches -------------------------------------------------------------------------- */
 
 struct node_watch {
     struct node_watch_group *group;
@@ -812,7 +809,7 @@ void node_watch_close(struct node_watch *w)
     LOCKED(n, n->watches--);
 }
 
-/* --- node.h: the cluster --------------------------------------------------------------------- */
+/* --- node.h: the cluster ---------------------------------------------------------------------- */
 
 void node_get_status(struct node *n, struct node_status *out)
 {

@@ -28,8 +28,7 @@ static void assert_out(const char *want)
     out.len = 0;
 }
 
-/* --- Out ----------------------------------------------------------------------------------------
- */
+/* --- Out -------------------------------------------------------------------------------------- */
 
 static void members_get_their_commas(void **state)
 {
@@ -152,8 +151,7 @@ static void any_bytes_come_back_from_our_json(void **state)
     }
 }
 
-/* --- In -----------------------------------------------------------------------------------------
- */
+/* --- In --------------------------------------------------------------------------------------- */
 
 static void base64_is_read_in_all_its_spellings(void **state)
 {
@@ -274,7 +272,7 @@ static void a_wrong_type_or_range_is_named(void **state)
     json_in_close(&in);
 }
 
-/* --- Transactions ---------------------------------------------------------------------------- */
+/* --- Transactions ----------------------------------------------------------------------------- */
 
 /* NULL with *error set; the tree is kept until the end of the test in `in`. */
 static struct json_in in;
@@ -427,7 +425,7 @@ static void results_mirror_the_operations(void **state)
     json_in_close(&in);
 }
 
-/* --- The fuzzer's corpus -------------------------------------------------------------------------- */
+/* --- The fuzzer's corpus ---------------------------------------------------------------------- */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -69,8 +69,7 @@ static void a_broken_escape_is_an_error_wherever_it_stands(void **state)
         assert_false(http_percent_decode(slice_str(bad[i]), out, &len));
 }
 
-/* --- Members ------------------------------------------------------------------------------------
- */
+/* --- Members ---------------------------------------------------------------------------------- */
 
 static void members_are_found_by_name_and_decoded(void **state)
 {
@@ -164,8 +163,7 @@ static void more_members_than_any_call_knows_are_refused(void **state)
     assert_non_null(http_query_finish(&q));
 }
 
-/* --- Single values ------------------------------------------------------------------------------
- */
+/* --- Single values ---------------------------------------------------------------------------- */
 
 static void numbers_are_exact_up_to_64_bits(void **state)
 {
@@ -263,8 +261,7 @@ static void entity_tags_are_quoted_revisions(void **state)
         assert_false(http_parse_etags(slice_str(bad[i]), &t));
 }
 
-/* --- Routes -------------------------------------------------------------------------------------
- */
+/* --- Routes ----------------------------------------------------------------------------------- */
 
 static void paths_lead_to_calls(void **state)
 {
@@ -321,8 +318,7 @@ static void a_call_knows_its_methods(void **state)
     assert_int_equal(http_method_of(slice_str("")), HTTP_OTHER);
 }
 
-/* --- Addresses ----------------------------------------------------------------------------------
- */
+/* --- Addresses -------------------------------------------------------------------------------- */
 
 static void addresses_are_split_at_the_port(void **state)
 {

@@ -22,7 +22,7 @@
 
 #define PATIENCE_MS 20000
 
-/* --- A server and its client ----------------------------------------------------------------- */
+/* --- A server and its client ------------------------------------------------------------------ */
 
 static struct node *node;
 static struct http_front *front;
@@ -292,7 +292,7 @@ static void await_metric(const char *name, uint64_t want)
     assert_int_equal(metric(name), want);
 }
 
-/* --- Keys ------------------------------------------------------------------------------------ */
+/* --- Keys ------------------------------------------------------------------------------------- */
 
 static void a_value_comes_back_with_its_revisions(void **state)
 {
@@ -456,7 +456,7 @@ static void history_is_newest_first_with_deletions(void **state)
     assert_error(call("GET /v1/kv/b?history", NULL), 404, "not_found");
 }
 
-/* --- Lists ----------------------------------------------------------------------------------- */
+/* --- Lists ------------------------------------------------------------------------------------ */
 
 static void put_many(int n, size_t value_len)
 {
@@ -578,7 +578,7 @@ static void http_1_0_gets_a_list_that_ends_with_the_connection(void **state)
     hang_up(&c);
 }
 
-/* --- Reads and barriers ---------------------------------------------------------------------- */
+/* --- Reads and barriers ----------------------------------------------------------------------- */
 
 static void reads_of_one_moment_share_a_barrier(void **state)
 {
@@ -657,7 +657,7 @@ static void a_node_that_refuses_is_told_apart(void **state)
     assert_error(call("GET /v1/kv/a", NULL), 404, "not_found");
 }
 
-/* --- HTTP itself ----------------------------------------------------------------------------- */
+/* --- HTTP itself ------------------------------------------------------------------------------ */
 
 static void pipelined_requests_are_answered_in_order(void **state)
 {
@@ -935,7 +935,7 @@ static void a_watch_ends_when_its_client_hangs_up(void **state)
     await_metric("kvraftd_http_connections", 0);
 }
 
-/* --- Watches --------------------------------------------------------------------------------- */
+/* --- Watches ---------------------------------------------------------------------------------- */
 
 /* Lines of a chunked stream. */
 struct stream {
@@ -1115,7 +1115,7 @@ static void a_slow_watcher_rests_and_misses_nothing(void **state)
     hang_up(&s.c);
 }
 
-/* --- Stopping -------------------------------------------------------------------------------- */
+/* --- Stopping --------------------------------------------------------------------------------- */
 
 static void *stop(void *arg)
 {
@@ -1172,9 +1172,7 @@ static void stopping_does_not_wait_for_those_who_do_not_read(void **state)
     hang_up(&c);
 }
 
-/* --- Starting
- * -----------------------------------------------------------------------------------------------
- */
+/* --- Starting --------------------------------------------------------------------------------- */
 
 static void a_bad_address_is_one_clear_sentence(void **state)
 {
@@ -1221,7 +1219,7 @@ static void many_idle_connections_are_no_burden(void **state)
     await_metric("kvraftd_http_connections", 0);
 }
 
-/* --- The other calls ------------------------------------------------------------------------- */
+/* --- The other calls -------------------------------------------------------------------------- */
 
 static void a_transaction_is_carried_out_or_refused(void **state)
 {
