@@ -51,7 +51,7 @@ PEER_SRC   := raft/peer_accept.c raft/peer_address.c raft/peer_dial.c raft/peer_
 RAFT_SRC   := $(CORE_SRC) $(WAL_SRC) $(PEER_SRC)
 KV_PROTO   := kv/kv.proto kv/rpc.proto kv/command.proto
 KV_SRC     := kv/apply.c kv/chain.c kv/change.c kv/check.c kv/compact.c kv/engine_leveldb.c \
-              kv/hash.c kv/ldb_format.c kv/ldb_recover.c kv/lease.c kv/op.c kv/overlay.c kv/read.c \
+              kv/hash.c kv/ldb_format.c kv/ldb_maps.c kv/ldb_recover.c kv/lease.c kv/op.c kv/overlay.c kv/read.c \
               kv/record.c kv/session.c kv/store.c kv/txn.c kv/types.c kv/watch.c kv/watch_hub.c \
               kv/watch_index.c kv/wire.c
 SERVER_SRC := server/apply_loop.c server/face.c server/flags.c server/forward.c server/identity.c \

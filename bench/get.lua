@@ -1,7 +1,7 @@
 -- wrk script: GET at random among KEYS keys (default 740000); QUERY is put behind, for example
--- "?consistency=serializable".
+-- "?consistency=serializable". Put together by hand, as in put.lua.
 local keys = tonumber(os.getenv("KEYS") or "740000")
-local query = os.getenv("QUERY") or ""
+local head, tail
 local thread_count = 0
 
 function setup(thread)
@@ -11,8 +11,10 @@ end
 
 function init()
   math.randomseed(os.time() * 16 + seed)
+  head = "GET /v1/kv/bench/"
+  tail = (os.getenv("QUERY") or "") .. " HTTP/1.1\r\nHost: " .. wrk.host .. "\r\n\r\n"
 end
 
 function request()
-  return wrk.format("GET", "/v1/kv/bench/" .. math.random(1, keys) .. query)
+  return head .. math.random(1, keys) .. tail
 end

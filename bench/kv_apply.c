@@ -35,7 +35,7 @@ static void print_memory(void)
         fclose(f);
 }
 
-static struct raft_entry make_put(uint64_t index, uint64_t key_number, struct krd_rand *rand)
+static struct kv_entry make_put(uint64_t index, uint64_t key_number, struct krd_rand *rand)
 {
     char key[64];
     uint8_t value[VALUE_BYTES];
@@ -50,12 +50,14 @@ static struct raft_entry make_put(uint64_t index, uint64_t key_number, struct kr
     r.origin = r.boot = 1;
     r.sequence = index;
     r.settled = index > 256 ? index - 256 : 1;
-    struct raft_entry e = raft_entry_begin(
-        RAFT_ENTRY_COMMAND, etcdserverpb__internal_raft_request__get_packed_size(&r));
-    etcdserverpb__internal_raft_request__pack(&r, (uint8_t *)(uintptr_t)raft_payload(&e).ptr);
-    raft_entry_close(&e);
-    raft_entry_seal(&e, index, 1, index);
-    return e;
+    size_t len = etcdserverpb__internal_raft_request__get_packed_size(&r);
+    uint8_t *command = krd_alloc(len);
+    etcdserverpb__internal_raft_request__pack(&r, command);
+    return (struct kv_entry){.index = index,
+                             .term = 1,
+                             .time_ms = index,
+                             .is_command = true,
+                             .command = slice_of(command, len)};
 }
 
 static void on_outcome(void *arg, struct kv_outcome *o)
@@ -85,7 +87,7 @@ int main(int argc, char **argv)
     printf("open: %" PRIu64 " us\n", krd_mono_us() - began);
 
     struct krd_rand rand;
-    struct raft_entry *entries = krd_calloc(batch, sizeof *entries);
+    struct kv_entry *entries = krd_calloc(batch, sizeof *entries);
     uint64_t index = kv_applied_index(s), wall = 0, cpu = 0, slowest = 0;
     size_t done = 0;
     krd_rand_seed(&rand, 1);
@@ -104,7 +106,7 @@ int main(int argc, char **argv)
         wall += t;
         slowest = krd_max_u64(slowest, t);
         for (size_t i = 0; i < n; i++)
-            raft_entry_unref(&entries[i]);
+            krd_free((void *)(uintptr_t)entries[i].command.ptr);
     }
     printf("%zu puts of %d bytes (%s keys, batches of %zu), %zu done\n", puts_wanted, VALUE_BYTES,
            keys, batch, done);

@@ -223,13 +223,12 @@ static void close_result(struct kv_command *c, enum krd_status st)
         r->has_op = false;
 }
 
-static void apply_command(struct kv_store *s, const struct raft_entry *e, struct kv_outcome *out)
+static void apply_command(struct kv_store *s, const struct kv_entry *e, struct kv_outcome *out)
 {
     ProtobufCAllocator allocator = {arena_alloc, arena_free, &s->command_arena};
-    struct slice payload = raft_payload(e);
     Etcdserverpb__InternalRaftRequest *r = NULL;
-    if (kv_wire_is_sane(payload))
-        r = etcdserverpb__internal_raft_request__unpack(&allocator, payload.len, payload.ptr);
+    if (kv_wire_is_sane(e->command))
+        r = etcdserverpb__internal_raft_request__unpack(&allocator, e->command.len, e->command.ptr);
     if (r == NULL) {
         krd_error("an entry holds no command; it has no effect", "index=%" PRIu64, e->index);
         krd_arena_reset(&s->command_arena);
@@ -250,25 +249,15 @@ static void apply_command(struct kv_store *s, const struct raft_entry *e, struct
     krd_arena_reset(&s->command_arena);
 }
 
-static void apply_entry(struct kv_store *s, const struct raft_entry *e)
+static void apply_entry(struct kv_store *s, const struct kv_entry *e)
 {
     KRD_ASSERT(e->index == s->meta.index + 1);
     struct kv_outcome out = {.result = NULL};
     s->meta.index = e->index;
     s->meta.term = e->term;
     s->meta.time_ms = krd_max_u64(s->meta.time_ms, e->time_ms);
-    switch (e->type) {
-    case RAFT_ENTRY_NOOP:
-    case RAFT_ENTRY_CONFIG:
-        break;
-    case RAFT_ENTRY_COMMAND:
+    if (e->is_command)
         apply_command(s, e, &out);
-        break;
-    default:
-        krd_fatal("kv: log entry %" PRIu64 " has the unknown type %u: it was written by a newer "
-                  "kvraftd. Start this node with that version.",
-                  e->index, e->type);
-    }
     krd_grow(&s->outcomes, &s->outcomes_cap, s->n_outcomes + 1, sizeof s->outcomes[0]);
     s->outcomes[s->n_outcomes++] = out;
 }
@@ -348,7 +337,7 @@ static void flush(struct kv_store *s, kv_outcome_fn *fn, void *arg)
     s->n_outcomes = 0;
 }
 
-void kv_apply(struct kv_store *s, const struct raft_entry *entries, size_t n, kv_outcome_fn *fn,
+void kv_apply(struct kv_store *s, const struct kv_entry *entries, size_t n, kv_outcome_fn *fn,
               void *arg)
 {
     for (size_t i = 0; i < n; i++) {

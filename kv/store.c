@@ -6,6 +6,8 @@
  * applied again from there. */
 #include "kv/store_internal.h"
 
+#include "kv/ldb_maps.h"
+
 #include <inttypes.h>
 
 enum {
@@ -246,6 +248,11 @@ uint64_t kv_checkpoint(struct kv_store *s)
     uint64_t index = kv_applied_index(s);
     kv_engine_checkpoint(s->engine);
     return index;
+}
+
+void kv_trim_memory(size_t resident_max)
+{
+    ldb_maps_trim(resident_max);
 }
 
 uint64_t kv_disk_bytes(struct kv_store *s)

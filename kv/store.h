@@ -19,7 +19,6 @@
 #define KRD_KV_STORE_H
 
 #include "kv/types.h"
-#include "raft/entry.h"
 
 struct kv_store;
 
@@ -49,7 +48,7 @@ void kv_close(struct kv_store *s); /* marks a clean stop; takes NULL */
 
 /* Entries must follow the applied index without a gap; those at or below it are skipped. Any
  * failure of LevelDB is fatal (krd_fatal). */
-void kv_apply(struct kv_store *s, const struct raft_entry *entries, size_t n, kv_outcome_fn *fn,
+void kv_apply(struct kv_store *s, const struct kv_entry *entries, size_t n, kv_outcome_fn *fn,
               void *arg);
 /* A bounded slice of background work (physical compaction). True: there is more. */
 bool kv_maintain(struct kv_store *s);
@@ -74,6 +73,9 @@ KRD_MUST_CHECK enum krd_status kv_state_hash_scan(struct kv_store *s, uint64_t *
 /* Makes everything applied until now durable and returns its index. Blocks on the disk: its own
  * thread, beside apply. Failure is fatal. */
 uint64_t kv_checkpoint(struct kv_store *s);
+/* Lets go of mapped tables' pages when files take more than resident_max bytes of this process's
+ * memory (ldb_maps.h). */
+void kv_trim_memory(size_t resident_max);
 /* Highest revision whose entry was taken at or before time_ms (cluster time); 0: none kept. */
 int64_t kv_revision_at_time(struct kv_store *s, uint64_t time_ms);
 /* Approximate bytes on disk. */

@@ -8,6 +8,15 @@
 #include "base/arena.h"
 #include "base/base.h"
 
+/* What the log hands to the store: a committed entry, in order. The store knows nothing of how it
+ * was agreed upon. */
+struct kv_entry {
+    uint64_t index, term;
+    uint64_t time_ms;     /* cluster time at which it was taken; never falls */
+    bool is_command;      /* false: only advances the applied index */
+    struct slice command; /* an encoded InternalRaftRequest */
+};
+
 /* A key's version. For a tombstone (history only) version is 0 and value empty. */
 struct kv_pair {
     struct slice key, value;

@@ -17,7 +17,8 @@
 
 struct apply_state {
     struct raft_entry *batch;
-    size_t n, cap;
+    struct kv_entry *handed; /* the same, as the store takes them */
+    size_t n, cap, handed_cap;
     uint64_t next_expiry_ms;  /* cluster time of the earliest deadline */
     uint64_t expiry_asked_ms; /* monotonic; an expiry is under way */
 };
@@ -43,12 +44,37 @@ static void on_outcome(void *arg, struct kv_outcome *o)
         proposal_answer(p, KRD_OK, o->result);
 }
 
+struct kv_entry apply_loop_entry(const struct raft_entry *e)
+{
+    switch (e->type) {
+    case RAFT_ENTRY_COMMAND:
+    case RAFT_ENTRY_NOOP:
+    case RAFT_ENTRY_CONFIG:
+        break;
+    default:
+        krd_fatal("reason=\"log entry %" PRIu64
+                  " has the unknown type %u: it was written by a newer "
+                  "kvraftd\" help=\"start this node with that version\"",
+                  e->index, e->type);
+    }
+    return (struct kv_entry){
+        .index = e->index,
+        .term = e->term,
+        .time_ms = e->time_ms,
+        .is_command = e->type == RAFT_ENTRY_COMMAND,
+        .command = raft_payload(e),
+    };
+}
+
 static void apply_batch(struct node *n, struct apply_state *s)
 {
     if (s->n == 0)
         return;
     uint64_t start = krd_mono_us();
-    kv_apply(n->store, s->batch, s->n, on_outcome, n);
+    krd_grow(&s->handed, &s->handed_cap, s->n, sizeof *s->handed);
+    for (size_t i = 0; i < s->n; i++)
+        s->handed[i] = apply_loop_entry(&s->batch[i]);
+    kv_apply(n->store, s->handed, s->n, on_outcome, n);
     uint64_t us = krd_mono_us() - start;
     histogram_add(&n->metrics.apply, us);
     atomic_fetch_add_explicit(&n->metrics.apply_batches, 1, memory_order_relaxed);
@@ -135,5 +161,6 @@ void *apply_loop_main(void *arg)
     }
     take_mail(n, &s);
     krd_free(s.batch);
+    krd_free(s.handed);
     return NULL;
 }

@@ -150,6 +150,8 @@ void raft_loop_publish(struct node *n);
 struct peer_callbacks raft_loop_peer_callbacks(struct node *n);
 /* apply_loop.c */
 void *apply_loop_main(void *node);
+/* As the store takes it; an unknown type ends the process. */
+struct kv_entry apply_loop_entry(const struct raft_entry *e);
 void apply_loop_submit(struct node *n, const struct raft_entry *entries, size_t count);
 /* upkeep.c */
 void *upkeep_main(void *node);

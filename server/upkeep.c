@@ -5,7 +5,8 @@
  *    index in the log. It runs when enough log has gathered or enough time has passed.
  * 2. The log is cut behind the checkpoint, as far as every member holds the entries durably
  *    itself (safe_to_cut). A member that is down keeps the log on the others until it is back.
- * 3. Compaction is a replicated command like any other; only the leader proposes it. */
+ * 3. Memory that only maps files is given back when it grows (kv_trim_memory).
+ * 4. Compaction is a replicated command like any other; only the leader proposes it. */
 #include "server/node_internal.h"
 
 #include "base/clock.h"
@@ -18,6 +19,8 @@
 /* History within this share of the bound is left alone, so that compaction comes in useful
  * portions: 1/16. */
 #define COMPACT_SLACK_SHIFT 4
+/* The store's mapped files may take so much of this process's memory; the page cache has them too. */
+#define MAPPED_BYTES_MAX (48u << 20)
 
 struct upkeep {
     raft_index checkpoint; /* newest recorded */
@@ -87,6 +90,7 @@ void *upkeep_main(void *arg)
         now = krd_mono_ms();
         checkpoint(n, &u, now);
         compact_history(n, &u, now);
+        kv_trim_memory(MAPPED_BYTES_MAX);
     }
     return NULL;
 }

@@ -300,6 +300,20 @@ struct raft_entry entry_of(const command *c, uint64_t index, uint64_t time_ms)
     return e;
 }
 
+void apply_entries(struct kv_store *s, const struct raft_entry *entries, size_t n,
+                   kv_outcome_fn *fn, void *arg)
+{
+    struct kv_entry *handed = krd_calloc(n, sizeof *handed);
+    for (size_t i = 0; i < n; i++)
+        handed[i] = (struct kv_entry){.index = entries[i].index,
+                                      .term = entries[i].term,
+                                      .time_ms = entries[i].time_ms,
+                                      .is_command = entries[i].type == RAFT_ENTRY_COMMAND,
+                                      .command = raft_payload(&entries[i])};
+    kv_apply(s, handed, n, fn, arg);
+    krd_free(handed);
+}
+
 static void on_outcome(void *arg, struct kv_outcome *o)
 {
     struct fixture *f = arg;
@@ -311,7 +325,7 @@ struct kv_result *apply_raw(struct fixture *f, const command *c)
 {
     size_t before = f->n_results;
     struct raft_entry e = entry_of(c, ++f->index, f->time_ms);
-    kv_apply(f->s, &e, 1, on_outcome, f);
+    apply_entries(f->s, &e, 1, on_outcome, f);
     raft_entry_unref(&e);
     assert_int_equal(f->n_results, before + 1);
     return f->results[before];

@@ -11,6 +11,7 @@
 
 #include "kv/command.pb-c.h"
 #include "kv/store.h"
+#include "raft/entry.h"
 #include "kv/watch.h"
 
 typedef Etcdserverpb__InternalRaftRequest command;
@@ -58,6 +59,9 @@ operation *op_txn(struct fixture *f, txn_request *t);
 comparison *if_version(struct fixture *f, const char *key, int result, int64_t version);
 comparison *if_value(struct fixture *f, const char *key, int result, const char *value);
 
+/* Entries of the log, given to the store as the apply thread does. */
+void apply_entries(struct kv_store *s, const struct raft_entry *entries, size_t n,
+                   kv_outcome_fn *fn, void *arg);
 /* An entry, sealed. */
 struct raft_entry entry_of(const command *c, uint64_t index, uint64_t time_ms);
 /* Applies one command as our own, the next one of this boot, and returns its result. */

@@ -250,8 +250,7 @@ static void a_blob_lives_until_the_last_thread_lets_go(void **state)
     krd_blob_unref(b);
 }
 
-/* --- Checksums and random numbers
- * --------------------------------------------------------------------- */
+/* --- Checksums and random numbers ------------------------------------------------------------ */
 
 static void crc32c_has_the_published_values(void **state)
 {
@@ -346,8 +345,7 @@ static void monotonic_time_does_not_go_back(void **state)
     assert_true(krd_wall_ms() > 1600000000000ull); /* after 2020, in milliseconds */
 }
 
-/* --- Mailbox
- * ---------------------------------------------------------------------------------------------- */
+/* --- Mailbox --------------------------------------------------------------------------------- */
 
 struct letter {
     struct krd_mail mail; /* first */

@@ -172,8 +172,7 @@ static void keys_and_values_are_any_bytes_and_may_be_empty(void **state)
     kv_engine_snapshot_release(f->e, s);
 }
 
-/* --- Iterators
- * ------------------------------------------------------------------------------------ */
+/* --- Iterators ------------------------------------------------------------------------------- */
 
 static void an_empty_store_has_no_positions(void **state)
 {
@@ -264,8 +263,7 @@ static void iterators_and_snapshots_show_one_moment(void **state)
     assert_string_equal(get(f->e, NULL, "b"), "(none)");
 }
 
-/* --- A naive twin
- * ----------------------------------------------------------------------------------- */
+/* --- A naive twin ---------------------------------------------------------------------------- */
 
 enum { TWIN_KEYS = 200 };
 struct twin {
@@ -374,8 +372,7 @@ static void behaves_as_an_ordered_map_through_flushes_and_restarts(void **state)
     }
 }
 
-/* --- Threads
- * ------------------------------------------------------------------------------------------ */
+/* --- Threads --------------------------------------------------------------------------------- */
 
 struct race {
     struct kv_engine *e;
@@ -450,8 +447,7 @@ static void readers_and_checkpoints_beside_the_writer_see_whole_batches(void **s
     assert_int_equal(get_number(f->e, NULL, "a"), 3000);
 }
 
-/* --- Stopping and starting
- * ------------------------------------------------------------------------------ */
+/* --- Stopping and starting ------------------------------------------------------------------- */
 
 static void a_clean_stop_leaves_a_marker_that_opening_takes(void **state)
 {

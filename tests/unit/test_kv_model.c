@@ -454,7 +454,7 @@ static void do_batch(struct run *r)
     r->grant_last = chance(r, 5);
     if (r->grant_last)
         add_command(r, cmd_grant(r->f, 0, (int64_t)below(r, 9)));
-    kv_apply(r->f->s, r->entries, r->n, on_outcome, r);
+    apply_entries(r->f->s, r->entries, r->n, on_outcome, r);
     assert_int_equal(r->checked, r->n);
     for (size_t i = 0; i < r->n; i++) {
         raft_entry_unref(&r->entries[i]);

@@ -560,7 +560,7 @@ static void what_does_not_decode_is_a_definite_no(void **state)
     done(f, cmd_put(f, "a", "1"));
     struct raft_entry e = raft_entry_make(RAFT_ENTRY_COMMAND, slice_str("\xff\xff\xff garbage"));
     raft_entry_seal(&e, ++f->index, 1, f->time_ms);
-    kv_apply(f->s, &e, 1, NULL, NULL);
+    apply_entries(f->s, &e, 1, NULL, NULL);
     raft_entry_unref(&e);
     assert_int_equal(kv_applied_index(f->s), f->index);
     assert_int_equal(kv_revision(f->s), 2);
@@ -590,35 +590,10 @@ static void absurd_nesting_does_not_crash(void **state)
     struct raft_entry e = raft_entry_make(RAFT_ENTRY_COMMAND, slice_of(p + at, cap - at));
     krd_free(p);
     raft_entry_seal(&e, ++f->index, 1, f->time_ms);
-    kv_apply(f->s, &e, 1, NULL, NULL);
+    apply_entries(f->s, &e, 1, NULL, NULL);
     raft_entry_unref(&e);
     assert_int_equal(kv_applied_index(f->s), f->index);
     assert_int_equal(kv_revision(f->s), 1);
-}
-
-static void an_entry_of_unknown_type_stops_the_node(void **state)
-{
-    struct fixture *f = *state;
-    int status;
-    kv_close(f->s); /* a fork must not share LevelDB's threads */
-    f->s = NULL;
-    pid_t child = fork();
-    if (child == 0) {
-        fclose(stderr);
-        f->boot++;
-        struct kv_options o = {.dir = f->dir, .self = 7, .self_boot = 2};
-        char *err;
-        if (kv_open(&o, &f->s, &err) != KRD_OK)
-            _exit(1);
-        struct raft_entry e = raft_entry_make(RAFT_ENTRY_COMMAND, slice_str(""));
-        raft_entry_seal(&e, 1, 1, 1);
-        e.type = 77;
-        kv_apply(f->s, &e, 1, NULL, NULL);
-        _exit(0);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 70);
 }
 
 static void entries_without_commands_move_the_index_alone(void **state)
@@ -626,12 +601,12 @@ static void entries_without_commands_move_the_index_alone(void **state)
     struct fixture *f = *state;
     struct raft_entry e = raft_entry_make(RAFT_ENTRY_NOOP, slice_of(NULL, 0));
     raft_entry_seal(&e, ++f->index, 5, 777);
-    kv_apply(f->s, &e, 1, NULL, NULL);
+    apply_entries(f->s, &e, 1, NULL, NULL);
     assert_int_equal(kv_applied_index(f->s), 1);
     assert_int_equal(kv_applied_term(f->s), 5);
     assert_int_equal(kv_applied_time_ms(f->s), 777);
     assert_int_equal(kv_revision(f->s), 1);
-    kv_apply(f->s, &e, 1, NULL, NULL); /* again: skipped */
+    apply_entries(f->s, &e, 1, NULL, NULL); /* again: skipped */
     raft_entry_unref(&e);
     assert_int_equal(kv_applied_index(f->s), 1);
 }
@@ -1124,7 +1099,7 @@ static void a_huge_batch_and_a_huge_delete_are_whole(void **state)
     for (int i = 0; i < KEYS; i++)
         log[i] = entry_of(cmd_put(f, krd_arena_printf(&f->arena, "key/%05d", i), "x"),
                           (uint64_t)i + 1, 1);
-    kv_apply(f->s, log, KEYS, NULL, NULL);
+    apply_entries(f->s, log, KEYS, NULL, NULL);
     f->index = KEYS;
     for (int i = 0; i < KEYS; i++)
         raft_entry_unref(&log[i]);
@@ -1316,7 +1291,7 @@ static struct digest run_log(struct raft_entry *log, size_t batch, bool maintain
     uint64_t index;
     for (size_t i = 0; i < LOG_ENTRIES; i += batch) {
         size_t n = LOG_ENTRIES - i < batch ? LOG_ENTRIES - i : batch;
-        kv_apply(f->s, log + i, n, digest_outcome, &d);
+        apply_entries(f->s, log + i, n, digest_outcome, &d);
         if (maintaining)
             kv_maintain(f->s);
     }
@@ -1388,7 +1363,7 @@ static void the_records_do_not_depend_on_the_pace_of_compaction(void **state)
     for (int pace = 0; pace < 3; pace++) {
         struct fixture *node = fixture_create();
         for (size_t i = 0; i < LOG_ENTRIES; i++) {
-            kv_apply(node->s, &log[i], 1, NULL, NULL);
+            apply_entries(node->s, &log[i], 1, NULL, NULL);
             if (pace == 1 || (pace == 2 && i % 500 == 0))
                 kv_maintain(node->s);
         }
@@ -1436,7 +1411,6 @@ int main(void)
         T(a_key_is_written_once_on_any_path),
         T(what_does_not_decode_is_a_definite_no),
         T(absurd_nesting_does_not_crash),
-        T(an_entry_of_unknown_type_stops_the_node),
         T(entries_without_commands_move_the_index_alone),
         T(the_past_is_read_as_it_was),
         T(a_cursor_sees_nothing_that_came_after_it),

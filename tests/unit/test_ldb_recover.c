@@ -96,8 +96,7 @@ static void empty_dir(const char *dir)
     closedir(d);
 }
 
-/* --- The run
- * --------------------------------------------------------------------------------------- */
+/* --- The run --------------------------------------------------------------------------------- */
 
 enum { BATCHES_MAX = 400, LOGS_MAX = 32, EDITS_MAX = 64 };
 
@@ -261,8 +260,7 @@ static int drop_run(void **state)
     return system(command);
 }
 
-/* --- Images
- * ------------------------------------------------------------------------------------------- */
+/* --- Images ---------------------------------------------------------------------------------- */
 
 struct image {
     size_t manifest_len;
@@ -400,8 +398,7 @@ static void lose_pages(struct image *im, size_t page, uint64_t of, struct krd_ra
                 memset(im->logs[i].b.p + at, 0, krd_min_size(page, im->logs[i].b.n - at));
 }
 
-/* --- Tests: what a crash leaves
- * ---------------------------------------------------------------------------- */
+/* --- Tests: what a crash leaves -------------------------------------------------------------- */
 
 static void the_run_is_what_the_tests_need(void **state)
 {
@@ -586,8 +583,7 @@ static void nothing_left_of_the_first_file_takes_all_others_along(void **state)
     }
 }
 
-/* --- Tests: the MANIFEST
- * ------------------------------------------------------------------------------------- */
+/* --- Tests: the MANIFEST --------------------------------------------------------------------- */
 
 static void a_torn_last_edit_was_never_made(void **state)
 {
@@ -750,8 +746,7 @@ static void after_a_clean_stop_nothing_may_be_cut(void **state)
     image_free(&im);
 }
 
-/* --- Tests: the trap, and the pass cut short
- * ------------------------------------------------------------------ */
+/* --- Tests: the trap, and the pass cut short ------------------------------------------------- */
 
 /* What LevelDB makes of an image by itself: how many batches, and whether one is missing among
  * them. */
@@ -910,8 +905,7 @@ static void whatever_part_of_it_reached_the_disk_it_ends_the_same(void **state)
     }
 }
 
-/* --- Tests: the format
- * ------------------------------------------------------------------------------------------ */
+/* --- Tests: the format ----------------------------------------------------------------------- */
 
 /* A log whose batches leave 0 to 20 bytes at the ends of blocks, where headers fit or do not. */
 static void reads_what_leveldb_writes_around_the_ends_of_blocks(void **state)

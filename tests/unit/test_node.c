@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "server/node_host.h"
+#include "server/node_internal.h"
 
 #include <arpa/inet.h>
 #include <pthread.h>
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <ftw.h>
 
@@ -27,8 +29,7 @@ struct cluster {
     struct node *node[NODES];
 };
 
-/* --- Waiting for a callback
- * ------------------------------------------------------------------------ */
+/* --- Waiting for a callback ------------------------------------------------------------------ */
 
 struct answer {
     pthread_mutex_t lock;
@@ -89,8 +90,7 @@ static void answer_done(struct answer *a)
     a->status = KRD_OK;
 }
 
-/* --- The cluster
- * ------------------------------------------------------------------------------------ */
+/* --- The cluster ----------------------------------------------------------------------------- */
 
 static int free_port(void)
 {
@@ -193,8 +193,7 @@ static int teardown(void **state)
     return 0;
 }
 
-/* --- Requests
- * ------------------------------------------------------------------------------------------ */
+/* --- Requests -------------------------------------------------------------------------------- */
 
 static void put_async(struct node *n, const char *key, const char *value, int64_t lease,
                       struct answer *a)
@@ -385,9 +384,28 @@ static void minority_refuses_definitely_what_it_never_sent(void **state)
     assert_int_equal(answer_wait(&a, 0), KRD_NO_LEADER);
 }
 
+static void an_entry_of_unknown_type_stops_the_node(void **state)
+{
+    (void)state;
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        fclose(stderr);
+        struct raft_entry e = raft_entry_make(RAFT_ENTRY_COMMAND, slice_str(""));
+        raft_entry_seal(&e, 1, 1, 1);
+        e.type = 77;
+        (void)apply_loop_entry(&e);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 70);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(an_entry_of_unknown_type_stops_the_node),
         cmocka_unit_test_setup_teardown(write_on_any_node_is_read_on_every_node, setup, teardown),
         cmocka_unit_test_setup_teardown(stopped_leader_is_replaced_and_comes_back, setup, teardown),
         cmocka_unit_test_setup_teardown(writes_under_way_survive_a_leader_change_once_each, setup,
