@@ -21,10 +21,11 @@
 #define COMPACT_SLACK_SHIFT 4
 /* The store's mapped files may take so much of this process's memory; the page cache has them too. */
 #define MAPPED_BYTES_MAX (48u << 20)
+#define TRIM_INTERVAL_MS 5000
 
 struct upkeep {
     raft_index checkpoint; /* newest recorded */
-    uint64_t checkpoint_ms, compact_ms;
+    uint64_t checkpoint_ms, compact_ms, trim_ms;
 };
 
 static void checkpoint(struct node *n, struct upkeep *u, uint64_t now)
@@ -77,6 +78,15 @@ static void compact_history(struct node *n, struct upkeep *u, uint64_t now)
              revision);
 }
 
+/* Not at every turn: under a load of reads the pages come back at once, a fault for each. */
+static void trim_memory(struct upkeep *u, uint64_t now)
+{
+    if (now - u->trim_ms < TRIM_INTERVAL_MS)
+        return;
+    u->trim_ms = now;
+    kv_trim_memory(MAPPED_BYTES_MAX);
+}
+
 void *upkeep_main(void *arg)
 {
     struct node *n = arg;
@@ -90,7 +100,7 @@ void *upkeep_main(void *arg)
         now = krd_mono_ms();
         checkpoint(n, &u, now);
         compact_history(n, &u, now);
-        kv_trim_memory(MAPPED_BYTES_MAX);
+        trim_memory(&u, now);
     }
     return NULL;
 }
