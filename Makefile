@@ -218,7 +218,7 @@ test-programs:
 	$(Q)sh base/deps.sh install test
 	$(Q)for f in $(filter $(STAGES),$(TEST_FLAVOURS)) $(if $(filter valgrind,$(STAGES)),release); do \
 	    echo "  building $$f"; \
-	    $(MAKE) --no-print-directory FLAVOUR=$$f build/$$f/bin/kvraftd unit-tests || exit 1; \
+	    $(MAKE) --no-print-directory -j$(shell nproc) FLAVOUR=$$f build/$$f/bin/kvraftd unit-tests || exit 1; \
 	done
 
 # Only the release build's tests: a few minutes.
