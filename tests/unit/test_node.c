@@ -244,7 +244,7 @@ static void write_on_any_node_is_read_on_every_node(void **state)
     struct cluster *c = *state;
     await_leader(c);
     for (int i = 0; i < NODES; i++) {
-        char key[16];
+        char key[32];
         snprintf(key, sizeof key, "from-%d", i);
         put(c->node[i], key, "value", 0);
         for (int j = 0; j < NODES; j++) {
