@@ -230,7 +230,7 @@ check:
 .PHONY: cluster cluster-stop cluster-status
 cluster:
 	$(Q)sh base/deps.sh install
-	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(MAKE) --no-print-directory -j$(shell nproc) all
 	$(Q)$(if $(filter command environment,$(origin NODES)),NODES=$(NODES)) sh server/cluster.sh start
 cluster-stop cluster-status:
 	$(Q)sh server/cluster.sh $(@:cluster-%=%)
