@@ -35,6 +35,14 @@ row() {
              bad ? "   " bad " ANSWERS WERE NO SUCCESS" : ""}'
 }
 
+memory() {
+    for i in 1 2 3; do
+        awk -v n="n$i, $1:" '/^VmRSS|^RssAnon|^RssFile/ {s = s sprintf(" %s %d MB", $1, $2 / 1024)}
+            END {print n s}' "/proc/$(cat "$DATA/n$i.pid")/status"
+    done
+    echo "n1 disk: state $(du -sm "$DATA/n1/state" | cut -f1) MB, log $(du -sm "$DATA/n1/log" | cut -f1) MB"
+}
+
 # seconds since the epoch, with milliseconds
 now() { date +%s.%N | cut -c1-14; }
 
@@ -47,8 +55,9 @@ l=$(leader)
 row "write, 1 client, leader" -t1 -c1 -d"${SECONDS_EACH}s" -s bench/put.lua "$(node_url "$l")"
 build/release/bin/floor "$DATA"
 row "write, 1 client, follower" -t1 -c1 -d"${SECONDS_EACH}s" -s bench/put.lua "$(node_url "$(follower)")"
-row "write, 256 clients, leader" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/put.lua "$(node_url "$(leader)")"
-row "write, 256 clients, follower" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/put.lua "$(node_url "$(follower)")"
+FROM=1 row "write, 256 clients, leader, new keys in order" -t1 -c256 -d"${SECONDS_EACH}s" -s bench/fill.lua "$(node_url "$(leader)")"
+row "write, 256 clients, leader, random keys" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/put.lua "$(node_url "$(leader)")"
+row "write, 256 clients, follower, random keys" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/put.lua "$(node_url "$(follower)")"
 
 echo "filling up to $KEYS keys ..."
 from=1
@@ -59,16 +68,13 @@ while [ "$from" -le "$KEYS" ]; do
 done
 # A key that the last requests of a round did not reach is missing: reads of it are 404 below.
 
+memory "with $KEYS keys"
 row "linearizable read, 256 clients, leader" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/get.lua "$(node_url "$(leader)")"
 row "linearizable read, 256 clients, follower" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/get.lua "$(node_url "$(follower)")"
 QUERY='?consistency=serializable' row "local read, 256 clients" -t2 -c256 -d"${SECONDS_EACH}s" -s bench/get.lua "$(node_url "$(follower)")"
 
-for i in 1 2 3; do
-    pid=$(cat "$DATA/n$i.pid")
-    awk -v n="n$i" '/^VmRSS|^RssAnon|^RssFile/ {s = s sprintf("%s %d MB  ", $1, $2 / 1024)}
-        END {print n, "memory with the keys:", s}' "/proc/$pid/status"
-    echo "n$i disk: state $(du -sm "$DATA/n$i/state" | cut -f1) MB, log $(du -sm "$DATA/n$i/log" | cut -f1) MB"
-done
+sleep 6 # mapped tables are let go every five seconds
+memory "after reading them"
 
 f=$(follower)
 pid=$(cat "$DATA/n$f.pid")

@@ -51,7 +51,7 @@ pid_of() {
     case $pid in
     '' | *[!0-9]*) return 1 ;;
     esac
-    tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qxF -e "$DATA/n$1" || return 1
+    { tr '\0' '\n' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qxF -e "$DATA/n$1" || return 1
     echo "$pid"
 }
 
