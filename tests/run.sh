@@ -27,6 +27,7 @@ UNIT_TESTS=${UNIT_TESTS:-}
 UNIT_CHECKS=${UNIT_CHECKS:-}
 ONLY=${ONLY:-}
 passed=0 failed=0 skipped=0 suites=0
+CPUS=$(nproc)
 
 rm -rf "$LOGS"
 mkdir -p "$LOGS"
@@ -54,16 +55,25 @@ counts() {
         }' "$1"
 }
 
-# suite NAME SECONDS COMMAND...
-suite() {
-    local name=$1 limit=$2 log status began took p f s note=
+wanted() { [[ -z $ONLY || $1 =~ $ONLY ]]; }
+log_of() { echo "$LOGS/${1//\//-}.log"; }
+
+# execute NAME SECONDS COMMAND...   runs a suite; what it said and how it ended goes to files
+execute() {
+    local log limit=$2 status began=$EPOCHREALTIME
+    log=$(log_of "$1")
     shift 2
-    [[ -z $ONLY || $name =~ $ONLY ]] || return 0
-    log=$LOGS/${name//\//-}.log
-    began=$EPOCHREALTIME
     timeout -k 20 "$limit" "$@" >"$log" 2>&1 </dev/null
     status=$?
-    took=$(awk -v a="$began" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+    awk -v a="$began" -v b="$EPOCHREALTIME" -v s="$status" -v l="$limit" \
+        'BEGIN { printf "%d %.1f %d\n", s, b - a, l }' >"$log.end"
+}
+
+# account NAME   counts a suite that was executed
+account() {
+    local name=$1 limit log status took p f s note=
+    log=$(log_of "$name")
+    read -r status took limit <"$log.end"
     read -r p f s <<<"$(counts "$log")"
     if [[ -z ${p:-} ]]; then
         p=0 f=1 s=0 note="said no counts, status $status"
@@ -84,10 +94,26 @@ suite() {
     fi
 }
 
+# suite NAME SECONDS COMMAND...
+suite() {
+    wanted "$1" || return 0
+    execute "$@"
+    account "$1"
+}
+
+# Unit tests share nothing: as many at once as there are processors. They are counted in order.
 unit_tests() {
     local flavour=$1 limit=$2 t
     for t in $UNIT_TESTS; do
-        suite "$flavour/$t" "$limit" "build/$flavour/tests/$t"
+        wanted "$flavour/$t" || continue
+        while (($(jobs -rp | wc -l) >= CPUS)); do
+            wait -n
+        done
+        execute "$flavour/$t" "$limit" "build/$flavour/tests/$t" &
+    done
+    wait
+    for t in $UNIT_TESTS; do
+        ! wanted "$flavour/$t" || account "$flavour/$t"
     done
 }
 

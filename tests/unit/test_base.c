@@ -731,9 +731,14 @@ static void a_reader_that_does_not_read_delays_nobody(void **state)
     while (read_more(&out, 0))
         ;
     capture_end();
-    unsigned lines = 0;
-    const char *dropped = strstr((char *)out.ptr, "lines=");
-    assert_int_equal(sscanf(dropped, "lines=%u", &lines), 1);
+    /* Said once or more often, depending on how far the writer was when the queue filled again. */
+    unsigned lines = 0, some;
+    krd_buf_put_u8(&out, '\0');
+    for (const char *at = (char *)out.ptr; (at = strstr(at, "lines=")) != NULL; at++) {
+        assert_int_equal(sscanf(at, "lines=%u", &some), 1);
+        assert_true(some > 0);
+        lines += some;
+    }
     assert_true(lines > 0);
     assert_int_equal(count_of(&out, "flood=") + lines, LINES);
     krd_buf_deinit(&out);
