@@ -262,6 +262,24 @@ class Accepting(CmdlineTest):
         for n in nodes:
             self.serves(n)
 
+    def test_advertised_addresses_differ_from_the_listening_ones(self):
+        nodes = [self.node("n%d" % i) for i in (1, 2, 3)]
+        members = ",".join("%s=%s" % (x.name, x.raft) for x in nodes)
+        for i, n in enumerate(nodes):
+            n.command = (lambda n, i: lambda: WRAP + [
+                BIN, "-id", n.name, "-haddr", ":%d" % n.http_port, "-raddr", "0.0.0.0:%d" % n.raft_port,
+                "-haddr-advertise", "kv%d.example:80" % i, "-initial-cluster", members, n.dir])(n, i)
+        self.up(*nodes)
+        for n in nodes:
+            self.serves(n)
+        wait_for("all advertised addresses", lambda: all(
+            "kv%d.example:80" % i in nodes[0].get("/v1/cluster").body.decode() for i in range(3)))
+
+    def test_join_says_that_it_cannot_yet(self):
+        status, text = self.run_it("-id", "n1", "-join", "127.0.0.1:1", os.path.join(self.dir, "d"))
+        self.assertEqual(2, status)
+        self.assertIn("-join", text)
+
     def test_nodes_started_late_and_in_any_order(self):
         c = Cluster(3)
         self.addCleanup(c.close)

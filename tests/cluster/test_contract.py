@@ -421,6 +421,8 @@ class Lists(ContractTest):
 
 
 class Watches(ContractTest):
+    ARGS = ("-http-threads", "2")
+
     def watch(self, key, query="", headers=None):
         w = self.any().watch(key, query, headers)
         self.assertIsNone(w.error, w.error)
@@ -897,7 +899,55 @@ class Operation(ContractTest):
         self.assertEqual(1, sum(n.metric("etcd_server_is_leader") for n in self.cluster.nodes))
 
 
+    def test_every_answer_carries_the_stores_revision(self):
+        rev = self.put_ok("rev-everywhere", b"1").revision
+        lease = self.grant(60)
+        answers = [self.get(t) for t in (
+            self.kv("rev-everywhere"), self.kv("rev-none"), self.kv("rev", "prefix"), "/v1/cluster",
+            "/health", "/livez", "/readyz", "/version", "/metrics", "/v1/lease", "/v1/lease/" + lease,
+            "/status", "/key/rev-everywhere", "/nowhere", "/v1/kv/%zz", self.kv("x", "history"))]
+        answers += [self.post("/v1/lease/%s/keepalive" % lease, b""), self.post("/v1/txn", {"then": []}),
+                    self.post("/v1/txn", b"{"), self.request("PATCH", "/v1/kv/x"),
+                    self.request("OPTIONS", "/v1/kv/x"), self.delete("/v1/lease/" + lease)]
+        for a in answers:
+            self.assertGreater(a.revision, 0, a)
+        self.assertEqual(rev, self.get(self.kv("rev-everywhere")).revision)
+
+
+class Cors(ContractTest):
+    NODES = 1
+    ARGS = ("-cors", "https://app.example")
+
+    def test_a_browser_is_let_in_by_flag(self):
+        self.put_ok("cors", b"1")
+        r = self.get(self.kv("cors"), {"Origin": "https://app.example"})
+        self.assertEqual("https://app.example", r.header("Access-Control-Allow-Origin"))
+        exposed = r.header("Access-Control-Expose-Headers", "").lower()
+        for name in ("etag", "kv-revision", "kv-version", "kv-lease"):
+            self.assertIn(name, exposed)
+        self.assertEqual("https://app.example", self.get(self.kv("cors-none")).header(
+            "Access-Control-Allow-Origin"), "errors must be readable too")
+
+    def test_the_browsers_question_before_a_put_is_answered(self):
+        r = self.request("OPTIONS", self.kv("cors"), None, {
+            "Origin": "https://app.example", "Access-Control-Request-Method": "PUT",
+            "Access-Control-Request-Headers": "if-match, content-type"})
+        self.assertIn(r.status, (200, 204))
+        self.assertEqual("https://app.example", r.header("Access-Control-Allow-Origin"))
+        self.assertIn("PUT", r.header("Access-Control-Allow-Methods", ""))
+        allowed = r.header("Access-Control-Allow-Headers", "").lower()
+        for name in ("if-match", "if-none-match", "content-type"):
+            self.assertIn(name, allowed)
+
+
 class Hraftd(ContractTest):
+    def test_without_the_flag_no_origin_is_let_in(self):
+        r = self.get("/version", {"Origin": "https://evil.example"})
+        self.assertIsNone(r.header("Access-Control-Allow-Origin"))
+        r = self.request("OPTIONS", "/v1/kv/x", None, {"Origin": "https://evil.example"})
+        self.assertIsNone(r.header("Access-Control-Allow-Origin"))
+        self.assertIn("PUT", r.header("Allow", ""), r)
+
     def test_key(self):
         self.ok(self.post("/key", {"hk": "hv"}), 200)
         r = self.ok(self.get("/key/hk"), 200)
