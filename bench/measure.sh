@@ -82,13 +82,13 @@ kill -9 "$pid"
 while kill -0 "$pid" 2>/dev/null; do :; done
 start=$(now)
 sh server/cluster.sh start >/dev/null &
-until curl -fs -o /dev/null "$(node_url "$f")/v1/kv/bench/1"; do :; done
+until curl -fs -o /dev/null "$(node_url "$f")/v1/kv/bench/1000"; do :; done
 awk -v a="$start" -v b="$(now)" 'BEGIN {printf "kill -9 of a node to its first linearizable read: %.3f s (start script included)\n", b - a}'
 wait
 stop
 start=$(now)
 sh server/cluster.sh start >/dev/null &
-until curl -fs -o /dev/null "$(node_url 1)/v1/kv/bench/1"; do :; done
+until curl -fs -o /dev/null "$(node_url 1)/v1/kv/bench/1000"; do :; done
 awk -v a="$start" -v b="$(now)" 'BEGIN {printf "all stopped, all started to the first linearizable read: %.3f s (start script and election included)\n", b - a}'
 wait
 echo "load average after: $(cut -d' ' -f1 /proc/loadavg)"
